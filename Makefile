@@ -1,0 +1,48 @@
+# What a Postgres person types. The recipes are one line each: the work is done by scripts/, which can be run by
+# hand as well. Variables: PG_CONFIG (which Postgres), DESTDIR (packaging), PG_INGEST_HOME (where the quickstart
+# keeps its files), QUICKSTART_DOCS, QUICKSTART_PATTERN (what the quickstart loads).
+
+.DEFAULT_GOAL := all
+.NOTPARALLEL:
+.PHONY: all help quickstart quickstart-stop setup build install uninstall model test test-rust installcheck bench clean
+
+all: help build model
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+quickstart: ## everything from an empty machine to answers out of the PostgreSQL manual
+	@scripts/quickstart.sh
+
+quickstart-stop: ## stop the quickstart's server and remove its files
+	@scripts/quickstart-stop.sh
+
+setup: ## install what is missing: compiler, libclang, Postgres, pgvector, the model
+	@scripts/setup.sh
+
+build: ## build the extension (release)
+	@scripts/build.sh
+
+install: ## install the extension and its model into the Postgres of PG_CONFIG
+	@scripts/install.sh
+
+uninstall: ## remove them again
+	@scripts/install.sh --remove
+
+model: ## download the local model and verify its checksum
+	@scripts/model.sh
+
+test: ## set up, build, install, and run every test
+	@scripts/test.sh all
+
+test-rust: ## formatting, clippy, and the tests that need no server
+	@scripts/test.sh rust
+
+installcheck: ## the tests against a real server, with the extension as installed
+	@scripts/test.sh installcheck
+
+bench: ## the benchmarks, as ratios within one run
+	@scripts/test.sh bench
+
+clean: ## remove what was built and downloaded here
+	@cargo clean

@@ -1,0 +1,196 @@
+//! The callers: threads that have requests embedded and hand the answers to their documents.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use embedder::local::{InferenceThreads, LocalModel};
+use embedder::{EmbedError, ErrorClass};
+
+use crate::split::Part;
+use crate::threads::{lower_priority, spawn_with_signals_blocked};
+use crate::{Load, Pipeline};
+
+/// Chunks to embed together.
+pub(crate) struct Request {
+    pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) model: Arc<LocalModel>,
+    pub(crate) parts: Vec<Part>,
+}
+
+pub(crate) fn start(
+    threads: usize,
+    calls: Receiver<Request>,
+    load: &Arc<Load>,
+) -> io::Result<()> {
+    let calls = Arc::new(Mutex::new(calls));
+    for number in 0..threads {
+        let calls = Arc::clone(&calls);
+        let load = Arc::clone(load);
+        spawn_with_signals_blocked(&format!("ingest call {number}"), move || {
+            lower_priority();
+            // One thread an inference and several inferences at once: no thread waits for another inside a matrix product.
+            let threads = InferenceThreads::new(1);
+            loop {
+                let next = calls.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let Ok(request) = next else { return };
+                load.requests.fetch_add(1, Ordering::Relaxed);
+                answer(&request, |inputs| {
+                    let texts: Vec<&str> = inputs.iter().map(String::as_str).collect();
+                    request.model.embed(&texts, &threads)
+                });
+                load.requests.fetch_sub(1, Ordering::Relaxed);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Embeds a request's chunks and tells their documents.
+fn answer(
+    request: &Request,
+    mut embed: impl FnMut(&[String]) -> Result<Vec<Vec<f32>>, EmbedError>,
+) {
+    // Chunks of documents that have failed meanwhile are not worth a call.
+    let (parts, inputs): (Vec<&Part>, Vec<String>) = request
+        .parts
+        .iter()
+        .filter_map(|part| Some((part, part.document.text(part.chunk)?)))
+        .unzip();
+    let answers = bisect(&inputs, &mut |inputs| {
+        catch_unwind(AssertUnwindSafe(|| embed(inputs)))
+            .unwrap_or_else(|_| Err(internal("the model failed on this input")))
+            .and_then(|vectors| check(vectors, inputs.len(), request.pipeline.dimensions))
+    });
+    for (part, answer) in parts.into_iter().zip(answers) {
+        match answer {
+            Ok(vector) => part.document.embedded(part.chunk, vector),
+            Err(error) => part.document.failed(error),
+        }
+    }
+}
+
+/// Whether the same inputs in smaller requests may do better: something in them was refused. Errors about the moment
+/// (throttling, timeouts), the caller (a key) or the model are not.
+fn blames_the_inputs(error: &EmbedError) -> bool {
+    !error.model_unusable
+        && matches!(
+            error.class,
+            ErrorClass::InvalidRequest | ErrorClass::TooLarge | ErrorClass::Internal
+        )
+}
+
+/// An answer for each input, in order. A refused request is halved until the bad inputs stand alone: `O(bad · log n)`
+/// calls, and no input that was fine is lost.
+fn bisect<I, O>(
+    inputs: &[I],
+    call: &mut impl FnMut(&[I]) -> Result<Vec<O>, EmbedError>,
+) -> Vec<Result<O, EmbedError>> {
+    if inputs.is_empty() {
+        return Vec::new();
+    }
+    match call(inputs) {
+        Ok(answers) => answers.into_iter().map(Ok).collect(),
+        Err(error) if inputs.len() > 1 && blames_the_inputs(&error) => {
+            let (left, right) = inputs.split_at(inputs.len() / 2);
+            let mut answers = bisect(left, call);
+            answers.extend(bisect(right, call));
+            answers
+        }
+        Err(error) => inputs.iter().map(|_| Err(error.clone())).collect(),
+    }
+}
+
+/// An answer is as many vectors as inputs, each of the right length and finite.
+fn check(
+    vectors: Vec<Vec<f32>>,
+    inputs: usize,
+    dimensions: usize,
+) -> Result<Vec<Vec<f32>>, EmbedError> {
+    if vectors.len() != inputs {
+        return Err(internal(&format!(
+            "{} vectors for {inputs} inputs",
+            vectors.len()
+        )));
+    }
+    if let Some(wrong) = vectors.iter().find(|v| v.len() != dimensions) {
+        return Err(EmbedError {
+            model_unusable: true,
+            ..internal(&format!(
+                "the model answers with {} dimensions, the pipeline has {dimensions}",
+                wrong.len()
+            ))
+        });
+    }
+    if vectors.iter().flatten().any(|x| !x.is_finite()) {
+        return Err(internal("the model answers with a number that is not finite"));
+    }
+    Ok(vectors)
+}
+
+fn internal(message: &str) -> EmbedError {
+    EmbedError {
+        class: ErrorClass::Internal,
+        http_status: None,
+        message: message.to_owned(),
+        hint: None,
+        model_unusable: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_bad_input_harms_only_itself_and_costs_a_logarithm_of_calls(
+            inputs in 1usize..300,
+            bad in prop::collection::btree_set(0usize..300, 0..4),
+        ) {
+            let items: Vec<usize> = (0..inputs).collect();
+            let mut calls = 0usize;
+            let answers = bisect(&items, &mut |some: &[usize]| {
+                calls += 1;
+                if some.iter().any(|i| bad.contains(i)) {
+                    Err(EmbedError { class: ErrorClass::InvalidRequest, ..internal("bad") })
+                } else {
+                    Ok(some.to_vec())
+                }
+            });
+            prop_assert_eq!(answers.len(), inputs);
+            for (i, answer) in answers.iter().enumerate() {
+                prop_assert_eq!(answer.is_err(), bad.contains(&i));
+                if let Ok(value) = answer { prop_assert_eq!(*value, i); }
+            }
+            let depth = (inputs as f64).log2().ceil() as usize;
+            let here = bad.iter().filter(|i| **i < inputs).count();
+            prop_assert!(calls <= 1 + 2 * here * depth, "{} calls for {} bad of {}", calls, here, inputs);
+        }
+    }
+
+    #[test]
+    fn throttling_is_not_bisected() {
+        let mut calls = 0;
+        let answers = bisect(&[1, 2, 3, 4], &mut |_: &[i32]| -> Result<Vec<i32>, EmbedError> {
+            calls += 1;
+            Err(EmbedError {
+                class: ErrorClass::RateLimited,
+                ..internal("slow down")
+            })
+        });
+        assert_eq!(calls, 1);
+        assert!(answers.iter().all(Result::is_err));
+    }
+
+    #[test]
+    fn an_answer_of_the_wrong_shape_is_refused() {
+        assert!(check(vec![vec![1.0; 3]], 2, 3).is_err());
+        assert!(check(vec![vec![1.0; 2]], 1, 3).unwrap_err().model_unusable);
+        assert!(check(vec![vec![f32::NAN; 3]], 1, 3).is_err());
+        assert!(check(vec![vec![0.5; 3]], 1, 3).is_ok());
+    }
+}

@@ -1,0 +1,46 @@
+//! Threads that leave the process's signals to its main thread.
+
+use std::io;
+
+/// Spawns a named thread with every signal blocked, in it and in all threads that it spawns: Postgres's signal handlers
+/// may run on the main thread only.
+///
+/// # Errors
+/// What the system says when it refuses a thread.
+pub fn spawn_with_signals_blocked(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
+    with_signals_blocked(|| {
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body)
+            .map(drop)
+    })
+}
+
+/// Runs `f` with every signal blocked on this thread, and restores the mask.
+#[allow(unsafe_code)]
+fn with_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: plain calls on two signal sets of this frame; a new thread inherits the mask of its creator, so blocking
+    // before the spawn leaves no instant in which it could receive a signal.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        let mut before = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let result = f();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        result
+    }
+}
+
+/// Gives the calling thread, and those that it spawns, the lowest priority, so that inference takes only the processor
+/// time that queries leave.
+#[allow(unsafe_code)]
+pub(crate) fn lower_priority() {
+    // SAFETY: no pointers; on Linux a thread id names one thread here. A refusal leaves the priority as it was.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, 19);
+    }
+}

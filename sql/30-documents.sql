@@ -1,0 +1,233 @@
+-- What INSERT, UPDATE, DELETE and TRUNCATE on ingest.documents set going. Statement-level triggers: a statement costs
+-- one function call and one counter row, however many documents it touches.
+
+CREATE FUNCTION ingest.unknown_pipeline(name text) RETURNS int
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION 'pipeline % does not exist', quote_literal(name)
+        USING ERRCODE = 'undefined_object',
+              HINT = coalesce('Pipelines here: ' || (SELECT string_agg(quote_literal(p.name), ', ' ORDER BY p.name) FROM ingest.pipeline p)
+                              || '. ', '') || format('Create it: SELECT ingest.create_pipeline(%L);', name);
+END $$;
+COMMENT ON FUNCTION ingest.unknown_pipeline(text) IS 'Raises the error for a pipeline that does not exist';
+
+-- pg_dump's output turns both settings off before it copies data. A restored document must not be queued: whether
+-- it was embedded, waiting or failed is in the other tables of the same dump.
+CREATE FUNCTION ingest.is_restoring() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off'
+$$;
+COMMENT ON FUNCTION ingest.is_restoring() IS 'True while the output of pg_dump is being loaded';
+
+CREATE FUNCTION ingest.document_without_key() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.key := NEW.id::text;
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION ingest.document_without_key() IS 'A document inserted without a key gets its id as key';
+
+CREATE FUNCTION ingest.document_changed() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.key := coalesce(NEW.key, NEW.id::text);
+    NEW.updated_at := now();
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION ingest.document_changed() IS 'Keeps updated_at';
+
+CREATE FUNCTION ingest.documents_inserted() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF ingest.is_restoring() THEN
+        RETURN NULL;
+    END IF;
+    WITH added AS (
+        INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
+        SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), 0)
+        FROM new_rows n LEFT JOIN ingest.pipeline p ON p.name = n.pipeline
+        RETURNING pipeline_id, bytes
+    )
+    INSERT INTO ingest.counter_delta (pipeline_id, documents, queued, queued_bytes)
+    SELECT pipeline_id, count(*), count(*), sum(bytes) FROM added GROUP BY pipeline_id;
+    IF FOUND THEN
+        PERFORM ingest.wake();
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION ingest.documents_inserted() IS 'Queues inserted documents';
+
+-- Takes documents that left the staging table (or moved to another key or pipeline) out of queue, failures and target.
+-- The queue comes first: a worker that is just writing such a document holds its queue row, and the chunks that it
+-- writes must be seen, and deleted, by the statement after.
+CREATE FUNCTION ingest.forget_documents(ids bigint[], pipelines text[], keys text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    archiving boolean := ingest.worker_is_archiving();
+    gone record;
+    removed record;
+BEGIN
+    -- Documents with neither row were embedded and leave no other trace.
+    WITH dequeued AS (
+        DELETE FROM ingest.queue q WHERE q.document_id = ANY (ids) RETURNING q.document_id, q.pipeline_id, q.bytes
+    ), unfailed AS (
+        DELETE FROM ingest.failures f WHERE f.document_id = ANY (ids) RETURNING f.document_id, f.pipeline
+    ), changes AS (
+        SELECT pipeline_id, 0 AS documents, 1 AS queued, bytes, 0 AS failed FROM dequeued
+        UNION ALL
+        SELECT p.pipeline_id, 0, 0, 0, 1 FROM unfailed f JOIN ingest.pipeline p ON p.name = f.pipeline
+        WHERE NOT EXISTS (SELECT FROM dequeued d WHERE d.document_id = f.document_id)
+        UNION ALL
+        SELECT p.pipeline_id, count(*), 0, 0, 0 FROM unnest(pipelines) AS u(name) JOIN ingest.pipeline p ON p.name = u.name
+        GROUP BY p.pipeline_id
+    )
+    INSERT INTO ingest.counter_delta (pipeline_id, documents, queued, queued_bytes, failed)
+    SELECT pipeline_id, -sum(documents), -sum(queued), -sum(bytes), -sum(failed) FROM changes GROUP BY pipeline_id;
+
+    IF NOT archiving THEN
+        FOR gone IN
+            SELECT p.pipeline_id, array_agg(u.key) AS keys
+            FROM unnest(pipelines, keys) AS u(name, key) JOIN ingest.pipeline p ON p.name = u.name
+            GROUP BY p.pipeline_id
+        LOOP
+            SELECT * INTO removed FROM ingest.delete_chunks(gone.pipeline_id, gone.keys);
+            IF removed.chunks > 0 THEN
+                INSERT INTO ingest.counter_delta (pipeline_id, chunks, tokens)
+                VALUES (gone.pipeline_id, -removed.chunks, -removed.tokens);
+            END IF;
+        END LOOP;
+    END IF;
+END $$;
+COMMENT ON FUNCTION ingest.forget_documents(bigint[], text[], text[]) IS 'Removes queue and failure rows and chunks of documents';
+REVOKE ALL ON FUNCTION ingest.forget_documents(bigint[], text[], text[]) FROM PUBLIC;
+
+CREATE FUNCTION ingest.documents_deleted() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    ids bigint[];
+    pipelines text[];
+    keys text[];
+BEGIN
+    SELECT array_agg(id), array_agg(pipeline), array_agg(key) INTO ids, pipelines, keys FROM old_rows;
+    IF ids IS NOT NULL THEN
+        PERFORM ingest.forget_documents(ids, pipelines, keys);
+        PERFORM ingest.wake();
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION ingest.documents_deleted() IS 'Removes what belongs to deleted documents, chunks included';
+
+CREATE FUNCTION ingest.documents_updated() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    moved_ids bigint[];
+    moved_pipelines text[];
+    moved_keys text[];
+    relabelled record;
+    woken boolean := false;
+BEGIN
+    -- Another pipeline or key is another document: the old one goes, the new one is queued.
+    SELECT array_agg(o.id), array_agg(o.pipeline), array_agg(o.key) INTO moved_ids, moved_pipelines, moved_keys
+    FROM old_rows o JOIN new_rows n ON n.id = o.id
+    WHERE n.pipeline <> o.pipeline OR n.key <> o.key;
+    IF moved_ids IS NOT NULL THEN
+        PERFORM ingest.forget_documents(moved_ids, moved_pipelines, moved_keys);
+        WITH added AS (
+            INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
+            SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), 0)
+            FROM new_rows n LEFT JOIN ingest.pipeline p ON p.name = n.pipeline
+            WHERE n.id = ANY (moved_ids)
+            RETURNING pipeline_id, bytes
+        )
+        INSERT INTO ingest.counter_delta (pipeline_id, documents, queued, queued_bytes)
+        SELECT pipeline_id, count(*), count(*), sum(bytes) FROM added GROUP BY pipeline_id;
+        woken := true;
+    END IF;
+
+    -- New content is queued once, whatever was waiting; a claim on the old content is void.
+    WITH changed AS (
+        SELECT n.id, p.pipeline_id, coalesce(octet_length(n.content), 0) AS bytes
+        FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
+        WHERE n.content IS DISTINCT FROM o.content AND n.pipeline = o.pipeline AND n.key = o.key
+    ), before AS (
+        SELECT q.document_id, q.bytes FROM ingest.queue q JOIN changed c ON c.id = q.document_id FOR UPDATE OF q
+    ), queued AS (
+        INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes)
+        SELECT c.id, c.pipeline_id, c.bytes FROM changed c LEFT JOIN before b ON b.document_id = c.id
+        ON CONFLICT (document_id) DO UPDATE
+            SET bytes = EXCLUDED.bytes, attempts = 0, claimed_by = NULL, claim_token = NULL, retry_at = NULL
+        RETURNING q.document_id, q.pipeline_id, q.bytes, (q.xmax = 0) AS is_new
+    )
+    INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed)
+    SELECT q.pipeline_id, count(*) FILTER (WHERE q.is_new), sum(q.bytes - coalesce(b.bytes, 0)),
+           -count(f.document_id) FILTER (WHERE q.is_new)
+    FROM queued q
+    LEFT JOIN before b ON b.document_id = q.document_id
+    LEFT JOIN ingest.failures f ON f.document_id = q.document_id
+    GROUP BY q.pipeline_id;
+    woken := woken OR FOUND;
+
+    -- New metadata alone costs no request. A document in flight carries the old metadata: it is taken back.
+    FOR relabelled IN
+        SELECT p.pipeline_id, array_agg(n.id) AS ids, array_agg(n.key) AS keys, array_agg(n.metadata) AS metadata
+        FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
+        WHERE n.metadata IS DISTINCT FROM o.metadata AND n.content IS NOT DISTINCT FROM o.content
+          AND n.pipeline = o.pipeline AND n.key = o.key
+        GROUP BY p.pipeline_id
+    LOOP
+        UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL
+        WHERE document_id = ANY (relabelled.ids) AND claimed_by IS NOT NULL;
+        PERFORM ingest.replace_metadata(relabelled.pipeline_id, relabelled.keys, relabelled.metadata);
+        woken := true;
+    END LOOP;
+
+    IF woken THEN
+        PERFORM ingest.wake();
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION ingest.documents_updated() IS 'Queues documents whose content changed; unchanged content is not embedded again';
+
+CREATE FUNCTION ingest.documents_truncated() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    emptied record;
+    removed record;
+BEGIN
+    DELETE FROM ingest.queue;
+    DELETE FROM ingest.failures;
+    FOR emptied IN SELECT t.*, p.on_success FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) LOOP
+        removed := NULL;
+        -- Chunks of archived documents have no staging row; they were never this table's to remove.
+        IF emptied.on_success = 'keep' THEN
+            SELECT * INTO removed FROM ingest.delete_chunks(emptied.pipeline_id, NULL);
+        END IF;
+        INSERT INTO ingest.counter_delta (pipeline_id, documents, queued, queued_bytes, failed, chunks, tokens)
+        VALUES (emptied.pipeline_id, -emptied.documents, -emptied.queued, -emptied.queued_bytes, -emptied.failed,
+                -coalesce(removed.chunks, 0), -coalesce(removed.tokens, 0));
+    END LOOP;
+    PERFORM ingest.wake();
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION ingest.documents_truncated() IS 'TRUNCATE ingest.documents removes the chunks too';
+
+CREATE VIEW ingest.totals AS
+SELECT pipeline_id, sum(documents)::bigint AS documents, sum(archived)::bigint AS archived, sum(queued)::bigint AS queued,
+       sum(queued_bytes)::bigint AS queued_bytes, sum(failed)::bigint AS failed, sum(chunks)::bigint AS chunks,
+       sum(tokens)::bigint AS tokens
+FROM (TABLE ingest.counter UNION ALL TABLE ingest.counter_delta) AS c
+GROUP BY pipeline_id;
+COMMENT ON VIEW ingest.totals IS 'The counters of each pipeline, differences included';
+
+CREATE TRIGGER document_without_key BEFORE INSERT ON ingest.documents
+    FOR EACH ROW WHEN (NEW.key IS NULL) EXECUTE FUNCTION ingest.document_without_key();
+CREATE TRIGGER document_changed BEFORE UPDATE ON ingest.documents
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION ingest.document_changed();
+CREATE TRIGGER documents_inserted AFTER INSERT ON ingest.documents
+    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION ingest.documents_inserted();
+CREATE TRIGGER documents_updated AFTER UPDATE ON ingest.documents
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION ingest.documents_updated();
+CREATE TRIGGER documents_deleted AFTER DELETE ON ingest.documents
+    REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION ingest.documents_deleted();
+CREATE TRIGGER documents_truncated AFTER TRUNCATE ON ingest.documents
+    FOR EACH STATEMENT EXECUTE FUNCTION ingest.documents_truncated();

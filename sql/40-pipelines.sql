@@ -1,0 +1,172 @@
+CREATE FUNCTION ingest.create_pipeline(
+    name text = 'default', model text = 'local/all-MiniLM-L6-v2', dimensions int = NULL, base_url text = NULL,
+    api_key text = NULL, target text = NULL, layout text = 'chunks', chunk_tokens int = NULL, chunk_overlap int = NULL,
+    splitter text = 'text', limits text = NULL, concurrency int = 10, batch_size int = NULL, max_attempts int = 5,
+    index text = 'deferred', on_success text = 'keep')
+RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'create_pipeline_wrapper';
+COMMENT ON FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text)
+    IS 'Defines a pipeline and creates its target table (ingest.<name>_chunks unless target is given)';
+
+CREATE FUNCTION ingest.alter_pipeline(
+    name text, model text = NULL, dimensions int = NULL, base_url text = NULL, api_key text = NULL, target text = NULL,
+    layout text = NULL, chunk_tokens int = NULL, chunk_overlap int = NULL, splitter text = NULL, limits text = NULL,
+    concurrency int = NULL, batch_size int = NULL, max_attempts int = NULL, index text = NULL, on_success text = NULL)
+RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'alter_pipeline_wrapper';
+COMMENT ON FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text)
+    IS 'Changes what is given of a pipeline, at once. Another way of splitting queues its documents again';
+
+CREATE FUNCTION ingest.drop_pipeline(name text, drop_target boolean = false) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'drop_pipeline_wrapper';
+COMMENT ON FUNCTION ingest.drop_pipeline(text, boolean) IS 'Removes a pipeline with its staged documents and failures; its target table too when drop_target is true';
+
+-- The definition of a pipeline, or the error that lists those there are.
+CREATE FUNCTION ingest.pipeline_named(name text) RETURNS ingest.pipeline
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found_row ingest.pipeline;
+BEGIN
+    SELECT * INTO found_row FROM ingest.pipeline p WHERE p.name = pipeline_named.name;
+    IF NOT FOUND THEN
+        PERFORM ingest.unknown_pipeline(coalesce(name, 'null'));
+    END IF;
+    RETURN found_row;
+END $$;
+COMMENT ON FUNCTION ingest.pipeline_named(text) IS 'The definition of the pipeline with this name; an error when there is none';
+
+CREATE FUNCTION ingest.require_owner(p ingest.pipeline) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT pg_has_role(current_user, p.owner::oid, 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of pipeline %', p.name USING ERRCODE = 'insufficient_privilege',
+            DETAIL = format('It belongs to role %s.', p.owner);
+    END IF;
+END $$;
+COMMENT ON FUNCTION ingest.require_owner(ingest.pipeline) IS 'Raises an error unless the current user owns the pipeline';
+
+CREATE FUNCTION ingest.set_paused(pipeline_id int, paused boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE ingest.pipeline p
+    SET paused = set_paused.paused, blocked_error = NULL, blocked_until = NULL, blocked_times = 0
+    WHERE p.pipeline_id = set_paused.pipeline_id;
+    PERFORM ingest.wake();
+END $$;
+COMMENT ON FUNCTION ingest.set_paused(int, boolean) IS 'What pause() and resume() write';
+REVOKE ALL ON FUNCTION ingest.set_paused(int, boolean) FROM PUBLIC;
+
+CREATE FUNCTION ingest.pause(pipeline text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'pause_wrapper';
+COMMENT ON FUNCTION ingest.pause(text) IS 'The worker takes no further documents of the pipeline; those in flight are finished';
+
+CREATE FUNCTION ingest.resume(pipeline text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'resume_wrapper';
+COMMENT ON FUNCTION ingest.resume(text) IS 'Goes on after pause(), and tries a blocked pipeline again at once';
+
+CREATE VIEW ingest.pipelines AS
+SELECT p.name, p.owner, p.model, p.dimensions, p.base_url, p.api_key, p.target, p.layout, p.chunk_tokens, p.chunk_overlap,
+       p.splitter, p.limits, p.concurrency, p.batch_size, p.max_attempts, p.index, p.on_success, p.paused, p.created_at
+FROM ingest.pipeline AS p;
+COMMENT ON VIEW ingest.pipelines IS 'The definitions. api_key is a reference to a key, never a key';
+COMMENT ON COLUMN ingest.pipelines.target IS 'the table that holds the chunks and their vectors';
+COMMENT ON COLUMN ingest.pipelines.chunk_tokens IS 'longest chunk, in tokens of the model';
+COMMENT ON COLUMN ingest.pipelines.chunk_overlap IS 'tokens that neighbouring chunks share at most';
+COMMENT ON COLUMN ingest.pipelines.max_attempts IS 'how often a document is tried before it is a failure';
+
+CREATE FUNCTION ingest.progress_bar(fraction float8, width int = 10) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT repeat('█', eighths / 8)
+           || CASE WHEN eighths % 8 > 0 THEN substr('▏▎▍▌▋▊▉', eighths % 8, 1) ELSE '' END
+           || repeat(' ', width - (eighths + 7) / 8)
+    FROM (SELECT floor(least(greatest(fraction, 0), 1) * width * 8)::int AS eighths) AS e
+$$;
+COMMENT ON FUNCTION ingest.progress_bar(float8, int) IS 'A fraction (0 to 1) drawn in eighths of a character';
+
+CREATE VIEW ingest.progress AS
+WITH counted AS (
+    SELECT p.*, t.documents + t.archived AS total, t.queued, t.queued_bytes, t.failed AS settled_failed, t.chunks, t.tokens,
+           (SELECT count(*) FROM ingest.queue q WHERE q.claimed_by IS NOT NULL AND q.pipeline_id = p.pipeline_id) AS claimed
+    FROM ingest.pipeline p JOIN ingest.totals t USING (pipeline_id)
+), named AS (
+    SELECT c.*, c.total - c.queued - c.settled_failed AS done,
+           CASE WHEN c.queued > 0 AND NOT c.paused THEN ingest.worker_problem() END AS problem
+    FROM counted c
+)
+SELECT n.name AS pipeline,
+       CASE WHEN n.paused THEN 'paused'
+            WHEN n.blocked_error IS NOT NULL OR n.problem IS NOT NULL THEN 'blocked'
+            WHEN n.queued > 0 THEN 'running'
+            ELSE 'idle' END AS state,
+       n.total AS documents, n.done AS embedded, n.queued - n.claimed AS pending, n.claimed AS in_flight,
+       n.settled_failed AS failed,
+       CASE WHEN n.total > 0 THEN trunc(100.0 * n.done / n.total, 1) ELSE 100.0 END AS percent,
+       ingest.progress_bar(CASE WHEN n.total > 0 THEN n.done::float8 / n.total ELSE 1 END) AS bar,
+       n.chunks, n.tokens,
+       round(coalesce(r.documents_per_minute, 0)::numeric, 1) AS documents_per_minute,
+       round(coalesce(r.tokens_per_minute, 0)::numeric) AS tokens_per_minute,
+       CASE WHEN n.queued = 0 THEN interval '0'
+            WHEN n.paused OR n.blocked_error IS NOT NULL OR n.problem IS NOT NULL THEN NULL
+            WHEN n.queued_bytes > 0 AND r.bytes_per_minute > 0 AND n.queued_bytes / r.bytes_per_minute < 1e7
+            THEN make_interval(secs => ceil(60 * n.queued_bytes / r.bytes_per_minute)) END AS eta,
+       ingest.cost_usd(n.model, n.tokens) AS cost_usd,
+       coalesce(n.blocked_error, n.problem,
+                (SELECT f.message FROM ingest.failures f WHERE f.pipeline = n.name ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error
+FROM named n LEFT JOIN ingest.rates() r USING (pipeline_id)
+ORDER BY n.name;
+COMMENT ON VIEW ingest.progress IS 'How far each pipeline is: SELECT * FROM ingest.progress \watch 1';
+COMMENT ON COLUMN ingest.progress.state IS 'idle, running, cooling_down, paused, or blocked (needs a person: see last_error)';
+COMMENT ON COLUMN ingest.progress.documents IS 'documents staged, and those embedded and deleted with on_success => ''delete''';
+COMMENT ON COLUMN ingest.progress.embedded IS 'documents whose present content is in the target';
+COMMENT ON COLUMN ingest.progress.pending IS 'documents waiting, for the worker or for their next attempt';
+COMMENT ON COLUMN ingest.progress.in_flight IS 'documents that a worker holds';
+COMMENT ON COLUMN ingest.progress.failed IS 'documents in ingest.failures that are not queued again';
+COMMENT ON COLUMN ingest.progress.percent IS 'embedded of documents';
+COMMENT ON COLUMN ingest.progress.tokens IS 'tokens of all chunks in the target';
+COMMENT ON COLUMN ingest.progress.documents_per_minute IS 'embedded in the last 60 seconds of work, as a rate';
+COMMENT ON COLUMN ingest.progress.eta IS 'time to embed what is queued, from its bytes and the last minute''s rate; null when unknown';
+COMMENT ON COLUMN ingest.progress.cost_usd IS 'price of tokens by the model catalogue, in US dollars';
+COMMENT ON COLUMN ingest.progress.last_error IS 'why the pipeline is blocked, else the latest failure';
+
+-- What drop_pipeline() removes of ours. The lock keeps documents out that would find no pipeline afterwards.
+CREATE FUNCTION ingest.remove_pipeline(pipeline_id int) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    gone ingest.pipeline;
+BEGIN
+    LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
+    DELETE FROM ingest.pipeline p WHERE p.pipeline_id = remove_pipeline.pipeline_id RETURNING p.* INTO gone;
+    DELETE FROM ingest.queue q WHERE q.pipeline_id = remove_pipeline.pipeline_id;
+    DELETE FROM ingest.failures f WHERE f.pipeline = gone.name;
+    -- The trigger finds no pipeline of this name any more, and so leaves the chunks alone.
+    DELETE FROM ingest.documents d WHERE d.pipeline = gone.name;
+    DELETE FROM ingest.counter c WHERE c.pipeline_id = remove_pipeline.pipeline_id;
+    DELETE FROM ingest.counter_delta c WHERE c.pipeline_id = remove_pipeline.pipeline_id;
+END $$;
+COMMENT ON FUNCTION ingest.remove_pipeline(int) IS 'Deletes a pipeline''s definition, documents, queue, failures and counters';
+REVOKE ALL ON FUNCTION ingest.remove_pipeline(int) FROM PUBLIC;
+
+CREATE FUNCTION ingest.requeue_all(pipeline_id int) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    queued_again bigint;
+BEGIN
+    WITH again AS (
+        INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes)
+        SELECT d.id, p.pipeline_id, coalesce(octet_length(d.content), 0)
+        FROM ingest.documents d JOIN ingest.pipeline p ON p.name = d.pipeline
+        WHERE p.pipeline_id = requeue_all.pipeline_id
+        ON CONFLICT (document_id) DO UPDATE SET claimed_by = NULL, claim_token = NULL, retry_at = NULL, attempts = 0
+        RETURNING q.document_id, q.bytes, (q.xmax = 0) AS is_new
+    ), counted AS (
+        INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed)
+        SELECT requeue_all.pipeline_id, count(*), coalesce(sum(a.bytes), 0), -count(f.document_id)
+        FROM again a LEFT JOIN ingest.failures f ON f.document_id = a.document_id
+        WHERE a.is_new
+        RETURNING queued
+    )
+    SELECT count(*) INTO queued_again FROM again;
+    RETURN queued_again;
+END $$;
+COMMENT ON FUNCTION ingest.requeue_all(int) IS 'Queues every document of a pipeline, embedded or not';
+REVOKE ALL ON FUNCTION ingest.requeue_all(int) FROM PUBLIC;

@@ -1,0 +1,183 @@
+CREATE FUNCTION ingest.retry(pipeline text = NULL, key text = NULL, error_class text = NULL) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    queued_again bigint;
+BEGIN
+    IF pipeline IS NOT NULL THEN
+        PERFORM ingest.pipeline_named(pipeline);
+    END IF;
+    IF error_class IS NOT NULL AND error_class NOT IN ('rate_limited', 'quota_exhausted', 'auth', 'invalid_request',
+            'too_large', 'timeout', 'unavailable', 'bad_response', 'internal') THEN
+        RAISE EXCEPTION 'error class % does not exist', quote_literal(error_class) USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Classes: rate_limited, quota_exhausted, auth, invalid_request, too_large, timeout, unavailable, bad_response, internal.';
+    END IF;
+    -- The failure row stays until the document succeeds, so that first_failed_at tells the whole story.
+    WITH again AS (
+        INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
+        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0)
+        FROM ingest.failures f
+        JOIN ingest.pipeline p ON p.name = f.pipeline
+        JOIN ingest.documents d ON d.id = f.document_id
+        WHERE (retry.pipeline IS NULL OR f.pipeline = retry.pipeline)
+          AND (retry.key IS NULL OR f.key = retry.key)
+          AND (retry.error_class IS NULL OR f.error_class = retry.error_class)
+        ON CONFLICT (document_id) DO NOTHING
+        RETURNING pipeline_id, bytes
+    ), counted AS (
+        INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed)
+        SELECT a.pipeline_id, count(*), sum(a.bytes), -count(*) FROM again a GROUP BY a.pipeline_id
+        RETURNING queued
+    )
+    SELECT coalesce(sum(queued), 0) INTO queued_again FROM counted;
+    IF queued_again > 0 THEN
+        PERFORM ingest.wake();
+    END IF;
+    RETURN queued_again;
+END $$;
+COMMENT ON FUNCTION ingest.retry(text, text, text) IS 'Queues failed documents again, attempts reset, by pipeline, key and error class; returns how many';
+
+CREATE FUNCTION ingest.pending_documents(pipeline text) RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(sum(t.queued), 0)::bigint FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
+    WHERE pending_documents.pipeline IS NULL OR p.name = pending_documents.pipeline
+$$;
+COMMENT ON FUNCTION ingest.pending_documents(text) IS 'Documents waiting or in flight, in one pipeline or in all';
+
+CREATE FUNCTION ingest.wait(pipeline text = NULL, timeout interval = NULL) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    deadline timestamptz := clock_timestamp() + timeout;
+    nap float8 := 0.001;
+    warned boolean := false;
+    stuck text;
+BEGIN
+    IF pipeline IS NOT NULL THEN
+        PERFORM ingest.pipeline_named(pipeline);
+    END IF;
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'ingest.wait() needs isolation level READ COMMITTED'
+            USING ERRCODE = 'invalid_transaction_state',
+                  DETAIL = format('A %s transaction never sees what the worker commits meanwhile.', current_setting('transaction_isolation'));
+    END IF;
+    LOOP
+        IF ingest.pending_documents(pipeline) = 0 THEN
+            RETURN true;
+        END IF;
+        IF clock_timestamp() >= deadline THEN
+            RETURN false;
+        END IF;
+        IF NOT warned AND nap >= 0.1 THEN
+            SELECT string_agg(format('%s is %s%s', p.pipeline, p.state, coalesce(': ' || p.last_error, '')), '; ') INTO stuck
+            FROM ingest.progress p
+            WHERE p.state IN ('paused', 'blocked') AND p.pending > 0 AND (wait.pipeline IS NULL OR p.pipeline = wait.pipeline);
+            IF stuck IS NOT NULL THEN
+                RAISE WARNING 'waiting for documents that nobody embeds now: %', stuck;
+                warned := true;
+            END IF;
+        END IF;
+        PERFORM pg_sleep(least(nap, greatest(extract(epoch FROM deadline - clock_timestamp()), 0)));
+        nap := least(nap * 1.5, 0.2);
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION ingest.wait(text, interval) IS 'Returns true when nothing is pending, false at the timeout. Not in the transaction that inserted the documents: they are embedded after it commits';
+
+CREATE FUNCTION ingest.load_files(directory text, pattern text = '**/*', pipeline text = 'default') RETURNS bigint
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'load_files_wrapper';
+COMMENT ON FUNCTION ingest.load_files(text, text, text) IS 'Puts the text, Markdown and HTML files of a directory on the server into the staging table, key = path below it; returns how many. Needs pg_read_server_files';
+
+-- Where load_files() puts a batch of files. A file that is no valid text is there with its failure and no content.
+CREATE FUNCTION ingest.stage_files(pipeline text, keys text[], contents text[], metadata jsonb[], errors text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    staged bigint[];
+BEGIN
+    INSERT INTO ingest.documents AS d (pipeline, key, content, metadata)
+    SELECT stage_files.pipeline, u.key, u.content, u.meta FROM unnest(keys, contents, metadata) AS u(key, content, meta)
+    ON CONFLICT ON CONSTRAINT documents_pipeline_key_key DO UPDATE SET content = EXCLUDED.content, metadata = EXCLUDED.metadata
+    WHERE d.content IS DISTINCT FROM EXCLUDED.content OR d.metadata IS DISTINCT FROM EXCLUDED.metadata;
+
+    WITH bad AS (
+        SELECT d.id, d.pipeline, d.key, u.error FROM unnest(keys, errors) AS u(key, error)
+        JOIN ingest.documents d ON d.pipeline = stage_files.pipeline AND d.key = u.key
+        WHERE u.error IS NOT NULL
+    ), dequeued AS (
+        DELETE FROM ingest.queue q USING bad b WHERE q.document_id = b.id RETURNING q.document_id, q.pipeline_id, q.bytes
+    ), failed AS (
+        INSERT INTO ingest.failures AS f (pipeline, document_id, key, error_class, message, attempts, retryable)
+        SELECT b.pipeline, b.id, b.key, 'invalid_request', b.error, 1, false FROM bad b JOIN dequeued q ON q.document_id = b.id
+        ON CONFLICT (document_id) DO UPDATE
+            SET error_class = EXCLUDED.error_class, http_status = NULL, message = EXCLUDED.message,
+                attempts = f.attempts + 1, last_failed_at = now(), retryable = false
+    )
+    INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed)
+    SELECT q.pipeline_id, -count(*), -sum(q.bytes), count(*) FROM dequeued q GROUP BY q.pipeline_id;
+END $$;
+COMMENT ON FUNCTION ingest.stage_files(text, text[], text[], jsonb[], text[]) IS 'Writes a batch of files for load_files()';
+REVOKE ALL ON FUNCTION ingest.stage_files(text, text[], text[], jsonb[], text[]) FROM PUBLIC;
+
+CREATE FUNCTION ingest.split(input text, pipeline text = 'default') RETURNS TABLE (chunk_no int, content text, tokens int)
+LANGUAGE c STABLE STRICT PARALLEL SAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'split_wrapper';
+COMMENT ON FUNCTION ingest.split(text, text) IS 'The chunks that the worker would cut from the text';
+
+CREATE FUNCTION ingest.doctor() RETURNS TABLE ("check" text, ok boolean, detail text, hint text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    problem text := ingest.worker_problem();
+    preloaded boolean := EXISTS (SELECT FROM unnest(string_to_array(current_setting('shared_preload_libraries'), ',')) AS l
+                                 WHERE btrim(l, ' "') IN ('pg_ingest', '$libdir/pg_ingest'));
+    vector_version text := (SELECT extversion FROM pg_extension WHERE extname = 'vector');
+    p record;
+    model_error text;
+BEGIN
+    "check" := 'preload'; ok := preloaded;
+    detail := format('shared_preload_libraries = %L', current_setting('shared_preload_libraries'));
+    hint := CASE WHEN NOT preloaded THEN 'Add pg_ingest to shared_preload_libraries in postgresql.conf and restart the server.' END;
+    RETURN NEXT;
+
+    "check" := 'worker'; ok := problem IS NULL;
+    detail := coalesce(problem, (SELECT format('%s worker process(es) serve this database', count(*)) FROM ingest.worker_states() w
+                                 WHERE w.database = current_database()));
+    hint := CASE WHEN problem IS NOT NULL AND preloaded THEN 'Look at pg_ingest.databases, max_worker_processes and the server log.' END;
+    RETURN NEXT;
+
+    "check" := 'vector'; ok := string_to_array(vector_version, '.')::int[] >= ARRAY[0, 7, 0];
+    detail := format('pgvector %s in schema %s', vector_version,
+                     (SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'vector'));
+    hint := CASE WHEN NOT ok THEN 'pgvector 0.7 or later is needed for halfvec: ALTER EXTENSION vector UPDATE;' END;
+    RETURN NEXT;
+
+    "check" := 'version'; ok := (SELECT extversion FROM pg_extension WHERE extname = 'pg_ingest') = ingest.library_version();
+    detail := format('SQL %s, library %s', (SELECT extversion FROM pg_extension WHERE extname = 'pg_ingest'), ingest.library_version());
+    hint := CASE WHEN NOT ok THEN 'ALTER EXTENSION pg_ingest UPDATE; and restart the server if it still runs the old library.' END;
+    RETURN NEXT;
+
+    FOR p IN SELECT * FROM ingest.pipelines ORDER BY name LOOP
+        "check" := format('model of %s', p.name);
+        model_error := ingest.model_problem(p.model);
+        ok := model_error IS NULL; detail := coalesce(model_error, p.model);
+        hint := CASE WHEN NOT ok THEN 'Install the model below pg_ingest.model_dir (make model), then SELECT ingest.resume(' || quote_literal(p.name) || ');' END;
+        RETURN NEXT;
+
+        "check" := format('target of %s', p.name);
+        ok := EXISTS (SELECT FROM pg_class WHERE oid = p.target);
+        detail := p.target::text;
+        hint := CASE WHEN NOT ok THEN format('The table was dropped: SELECT ingest.drop_pipeline(%L); and create it again.', p.name) END;
+        RETURN NEXT;
+    END LOOP;
+
+    FOR p IN SELECT * FROM ingest.progress g WHERE g.state IN ('blocked', 'paused') LOOP
+        "check" := format('state of %s', p.pipeline); ok := p.state <> 'blocked';
+        detail := p.state || coalesce(': ' || p.last_error, '');
+        hint := format('SELECT ingest.resume(%L);', p.pipeline);
+        RETURN NEXT;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION ingest.doctor() IS 'What is wrong and what to do about it';
+
+CREATE FUNCTION ingest.library_version() RETURNS text
+LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'library_version_wrapper';
+COMMENT ON FUNCTION ingest.library_version() IS 'Version of the loaded shared library';
+
+CREATE FUNCTION ingest.model_problem(model text) RETURNS text
+LANGUAGE c STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'model_problem_wrapper';
+COMMENT ON FUNCTION ingest.model_problem(text) IS 'Why the model cannot be used on this server; null when nothing is in the way';

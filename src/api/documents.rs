@@ -1,0 +1,95 @@
+//! What the triggers on `ingest.documents` need of native code: waking the worker, and work on a target as its
+//! pipeline's owner.
+
+use std::cell::Cell;
+
+use pgrx::prelude::*;
+
+use crate::api::pipelines::Definition;
+use crate::errors::OrRaise;
+use crate::owner::ActingAs;
+use crate::wake;
+
+thread_local! {
+    static ARCHIVING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`, in the worker, while `worker_is_archiving()` is true: staging rows deleted meanwhile leave their chunks.
+pub fn archiving<R>(f: impl FnOnce() -> R) -> R {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            ARCHIVING.set(false);
+        }
+    }
+    ARCHIVING.set(true);
+    let _reset = Reset;
+    f()
+}
+
+#[pg_extern(sql = false)]
+fn worker_is_archiving() -> bool {
+    ARCHIVING.get()
+}
+
+#[pg_extern(sql = false, name = "wake")]
+fn wake() {
+    wake::at_commit();
+}
+
+#[pg_extern(sql = false)]
+fn delete_chunks(
+    pipeline_id: Option<i32>,
+    keys: Option<Vec<String>>,
+) -> TableIterator<'static, (name!(chunks, i64), name!(tokens, i64))> {
+    let (chunks, tokens) = target_of(pipeline_id).map_or((0, 0), |(owner, target)| {
+        let _acting = ActingAs::new(owner);
+        let filter = if keys.is_some() {
+            "document_key OPERATOR(pg_catalog.=) ANY ($1)"
+        } else {
+            "$1::text[] IS NULL"
+        };
+        let (chunks, tokens) = Spi::get_two_with_args::<i64, i64>(
+            &format!(
+                "WITH gone AS (DELETE FROM {target} WHERE {filter} RETURNING tokens)
+                 SELECT pg_catalog.count(*), coalesce(pg_catalog.sum(tokens), 0)::bigint FROM gone"
+            ),
+            &[keys.into()],
+        )
+        .or_raise();
+        (chunks.unwrap_or(0), tokens.unwrap_or(0))
+    });
+    TableIterator::once((chunks, tokens))
+}
+
+#[pg_extern(sql = false)]
+fn replace_metadata(
+    pipeline_id: Option<i32>,
+    keys: Option<Vec<String>>,
+    metadata: Option<Vec<Option<pgrx::JsonB>>>,
+) {
+    let Some((owner, target)) = target_of(pipeline_id) else {
+        return;
+    };
+    let metadata: Vec<Option<String>> = metadata
+        .unwrap_or_default()
+        .into_iter()
+        .map(|m| m.map(|m| m.0.to_string()))
+        .collect();
+    let _acting = ActingAs::new(owner);
+    Spi::run_with_args(
+        &format!(
+            "UPDATE {target} AS t SET metadata = u.metadata::jsonb
+             FROM pg_catalog.unnest($1::text[], $2::text[]) AS u(key, metadata)
+             WHERE t.document_key OPERATOR(pg_catalog.=) u.key"
+        ),
+        &[keys.into(), metadata.into()],
+    )
+    .or_raise();
+}
+
+/// Owner and quoted name of a pipeline's target; `None` when either is gone and there is nothing to do.
+fn target_of(pipeline_id: Option<i32>) -> Option<(pg_sys::Oid, String)> {
+    let definition = Definition::numbered(pipeline_id?)?;
+    Some((definition.owner, definition.target_name()?))
+}

@@ -1,0 +1,8 @@
+//! The SQL functions, a file per noun. Their declarations, names and comments are in `sql/`.
+
+pub mod documents;
+mod files;
+pub mod pipelines;
+mod queries;
+mod status;
+mod text;

@@ -1,0 +1,143 @@
+//! What the views show of shared memory.
+
+use std::sync::atomic::Ordering;
+
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+
+use crate::{settings, shmem};
+
+const PRELOAD: &str = "pg_ingest is not preloaded: add pg_ingest to shared_preload_libraries in postgresql.conf and restart the server";
+
+type WorkerRow = (
+    i32,
+    Option<String>,
+    String,
+    Option<i32>,
+    i32,
+    i32,
+    Option<TimestampWithTimeZone>,
+    Option<String>,
+);
+
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn worker_states() -> TableIterator<
+    'static,
+    (
+        name!(pid, i32),
+        name!(database, Option<String>),
+        name!(state, String),
+        name!(pipeline_id, Option<i32>),
+        name!(in_flight_requests, i32),
+        name!(in_flight_documents, i32),
+        name!(started_at, Option<TimestampWithTimeZone>),
+        name!(last_error, Option<String>),
+    ),
+> {
+    let Some(shared) = shmem::get() else {
+        return TableIterator::empty();
+    };
+    let rows: Vec<WorkerRow> = shared
+        .workers
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| slot.pid.load(Ordering::SeqCst) > 0)
+        .map(|(index, slot)| {
+            let pipeline = slot.pipeline.load(Ordering::Relaxed);
+            (
+                slot.pid.load(Ordering::SeqCst),
+                database_name(slot.database.load(Ordering::Relaxed).into()),
+                shmem::WorkerState::name(slot.state.load(Ordering::Relaxed)).to_owned(),
+                (pipeline != 0).then_some(pipeline),
+                slot.requests.load(Ordering::Relaxed),
+                slot.documents.load(Ordering::Relaxed),
+                TimestampWithTimeZone::try_from(slot.started_at.load(Ordering::Relaxed)).ok(),
+                shmem::last_error(index),
+            )
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+fn database_name(database: pg_sys::Oid) -> Option<String> {
+    // SAFETY: a catalog look-up inside a transaction; the result is a palloc'ed C string or null.
+    unsafe {
+        let name = pg_sys::get_database_name(database);
+        (!name.is_null()).then(|| {
+            std::ffi::CStr::from_ptr(name)
+                .to_string_lossy()
+                .into_owned()
+        })
+    }
+}
+
+#[pg_extern(sql = false)]
+fn rates() -> TableIterator<
+    'static,
+    (
+        name!(pipeline_id, i32),
+        name!(documents_per_minute, f64),
+        name!(tokens_per_minute, f64),
+        name!(bytes_per_minute, f64),
+    ),
+> {
+    // SAFETY: a plain global, set when the backend connected.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    let rows = shmem::get()
+        .map(|shared| shared.rates(database, shmem::unix_now()))
+        .unwrap_or_default();
+    TableIterator::new(rows)
+}
+
+#[pg_extern(sql = false, name = "worker_problem")]
+fn worker_problem() -> Option<String> {
+    let Some(shared) = shmem::get() else {
+        return Some(PRELOAD.into());
+    };
+    // SAFETY: as above.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    if shared.workers_of(database).next().is_some() {
+        return None;
+    }
+    // SAFETY: a plain global.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        return Some("this server is a standby: the worker starts when it is promoted".into());
+    }
+    if settings::workers() == 0 {
+        return Some("no worker runs: pg_ingest.workers is 0".into());
+    }
+    let name = database_name(database).unwrap_or_default();
+    if !settings::serves_database(&name) {
+        return Some(format!(
+            "no worker runs: pg_ingest.databases does not name database {name:?}"
+        ));
+    }
+    Some(
+        "no worker runs in this database yet: if it does not start within seconds, look at max_worker_processes \
+         and the server log"
+            .into(),
+    )
+}
+
+/// Raises `55000` with what to do when no worker serves this database.
+pub fn require_worker() {
+    if let Some(problem) = worker_problem() {
+        let error = crate::errors::UserError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "no pg_ingest worker serves this database",
+        )
+        .detail(problem);
+        if shmem::get().is_none() {
+            error
+                .hint("Add pg_ingest to shared_preload_libraries in postgresql.conf and restart the server.")
+                .raise();
+        }
+        error.raise();
+    }
+}
+
+#[pg_extern(sql = false)]
+fn library_version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}

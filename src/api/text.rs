@@ -1,0 +1,129 @@
+//! `count_tokens` and `split`: what the worker would count and cut.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use chunker::{SplitOptions, Tokenizer};
+use embedder::local::LocalModel;
+use embedder::{ModelName, Provider, catalogue};
+use pgrx::prelude::*;
+
+use crate::api::pipelines::Definition;
+use crate::errors::{OrRaise, UserError};
+use crate::settings;
+
+thread_local! {
+    /// Tokenizers of this backend by model, since reading one takes some tens of milliseconds.
+    static TOKENIZERS: RefCell<HashMap<String, Tokenizer>> = RefCell::default();
+}
+
+/// The name of a model as the user gave it.
+pub fn parse_model(model: &str) -> Result<ModelName, UserError> {
+    model.parse().map_err(|error: embedder::InvalidModelName| {
+        UserError::invalid(error.to_string())
+            .hint("Models are named provider/model, such as local/all-MiniLM-L6-v2.")
+    })
+}
+
+/// The tokenizer of a model.
+pub fn tokenizer(model: &ModelName) -> Result<Tokenizer, UserError> {
+    let name = model.to_string();
+    if let Some(known) = TOKENIZERS.with_borrow(|known| known.get(&name).cloned()) {
+        return Ok(known);
+    }
+    let fresh = match model.provider {
+        Provider::Local => {
+            let directory = settings::model_dir().join(&model.name);
+            LocalModel::check_files(&directory)?;
+            Tokenizer::from_file(&directory.join("tokenizer.json"))
+        }
+        _ => {
+            let encoding = catalogue::lookup(model)
+                .and_then(|info| info.encoding.as_deref())
+                .ok_or_else(|| {
+                    UserError::invalid(format!("the tokenizer of model {model} is not known"))
+                        .hint("Known are the models of the catalogue and every local model.")
+                })?;
+            Tokenizer::tiktoken(encoding)
+        }
+    }
+    .map_err(|error| {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_FILE,
+            format!("the tokenizer of model {model} cannot be used"),
+        )
+        .detail(error.to_string())
+    })?;
+    TOKENIZERS.with_borrow_mut(|known| known.insert(name, fresh.clone()));
+    Ok(fresh)
+}
+
+#[pg_extern(sql = false)]
+fn count_tokens(input: &str, model: &str) -> i32 {
+    let tokenizer = parse_model(model).and_then(|m| tokenizer(&m)).or_raise();
+    i32::try_from(tokenizer.count(input)).unwrap_or(i32::MAX)
+}
+
+#[pg_extern(sql = false)]
+fn split(
+    input: &str,
+    pipeline: &str,
+) -> TableIterator<
+    'static,
+    (
+        name!(chunk_no, i32),
+        name!(content, String),
+        name!(tokens, i32),
+    ),
+> {
+    let definition = Definition::named(pipeline);
+    let tokenizer = parse_model(&definition.model)
+        .and_then(|m| tokenizer(&m))
+        .or_raise();
+    let options: SplitOptions = definition.split_options();
+    let chunks = chunker::split(input, &options, &tokenizer)
+        .map_err(|error| {
+            UserError::new(
+                PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                error.to_string(),
+            )
+        })
+        .or_raise();
+    let rows: Vec<_> = chunks
+        .iter()
+        .enumerate()
+        .map(|(number, chunk)| {
+            (
+                number as i32,
+                chunk.text.to_owned(),
+                chunk.tokens as i32,
+            )
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+#[pg_extern(sql = false)]
+fn cost_usd(model: &str, tokens: i64) -> Option<AnyNumeric> {
+    let model: ModelName = model.parse().ok()?;
+    if model.provider == Provider::Local {
+        return Some(AnyNumeric::from(0));
+    }
+    let price = catalogue::lookup(&model)?.price_usd_per_million_tokens;
+    let micro_dollars = (price * tokens as f64).round() as i64;
+    Some((AnyNumeric::from(micro_dollars) / AnyNumeric::from(1_000_000)).rescale::<14, 6>().ok()?.into())
+}
+
+#[pg_extern(sql = false)]
+fn model_problem(model: &str) -> Option<String> {
+    let model: ModelName = match model.parse() {
+        Ok(model) => model,
+        Err(error) => return Some(format!("{error}")),
+    };
+    match model.provider {
+        Provider::Local => LocalModel::check_files(&settings::model_dir().join(&model.name))
+            .err()
+            .map(|error| error.message),
+        _ => Some(format!("model {model}: this provider is not supported yet")),
+    }
+}

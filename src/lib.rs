@@ -1,0 +1,40 @@
+//! pg_ingest: INSERT a document, get vectors. The Postgres glue, which decides nothing.
+//!
+//! The way through: [`settings`] are the GUCs; [`shmem`] is what all processes of the server see; [`wake`] tells the
+//! worker that a commit added work, and keeps out of the way of DROP DATABASE; [`api`] holds the SQL functions, a file
+//! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
+//! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
+//! and [`errors`] is the one place where a failure becomes a Postgres error.
+
+mod api;
+mod errors;
+mod owner;
+mod settings;
+mod shmem;
+mod wake;
+mod worker;
+
+use pgrx::prelude::*;
+
+pgrx::pg_module_magic!();
+
+#[allow(missing_docs)]
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: both are set by the postmaster before it loads libraries.
+    let (binary_upgrade, preloading) = unsafe {
+        (
+            pg_sys::IsBinaryUpgrade,
+            pg_sys::process_shared_preload_libraries_in_progress,
+        )
+    };
+    if binary_upgrade {
+        return;
+    }
+    settings::define();
+    wake::install();
+    if preloading {
+        shmem::request();
+        worker::register_launcher();
+    }
+}

@@ -1,0 +1,54 @@
+//! Acting as somebody else for a while.
+
+use pgrx::prelude::*;
+
+/// While it lives, the current user is another role, in a security-restricted context: what that role's triggers,
+/// expressions and operators do, they do with its rights, and they cannot leave a changed session behind.
+pub struct ActingAs {
+    user: pg_sys::Oid,
+    context: i32,
+}
+
+impl ActingAs {
+    /// Acts as `role` until dropped.
+    pub fn new(role: pg_sys::Oid) -> Self {
+        let mut before = Self {
+            user: pg_sys::InvalidOid,
+            context: 0,
+        };
+        // SAFETY: two out-pointers to live fields. When an error aborts the transaction before the drop, Postgres
+        // itself restores the user of the (sub)transaction's start.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&mut before.user, &mut before.context);
+            pg_sys::SetUserIdAndSecContext(
+                role,
+                before.context
+                    | (pg_sys::SECURITY_LOCAL_USERID_CHANGE
+                        | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32,
+            );
+        }
+        before
+    }
+
+    /// Acts as the role that owns the extension, to read and write its own tables.
+    pub fn extension_owner() -> Self {
+        Self::new(extension_owner())
+    }
+}
+
+impl Drop for ActingAs {
+    fn drop(&mut self) {
+        // SAFETY: the values that GetUserIdAndSecContext gave.
+        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
+    }
+}
+
+/// The role that owns `ingest.pipeline`, and so all of the extension.
+fn extension_owner() -> pg_sys::Oid {
+    Spi::get_one::<pg_sys::Oid>(
+        "SELECT extowner FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'pg_ingest'",
+    )
+    .ok()
+    .flatten()
+    .unwrap_or(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID))
+}

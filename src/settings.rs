@@ -1,0 +1,142 @@
+//! The settings (GUCs), each with its unit and the context in which it can be changed.
+
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
+
+use pgrx::prelude::*;
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+static DATABASES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"*"));
+static WORKERS: GucSetting<i32> = GucSetting::<i32>::new(1);
+static MODEL_DIR: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+static MODEL_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static MAX_DOCUMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(32 * 1024);
+static DEFERRED_INDEX_MIN_CHUNKS: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+
+/// Defines them all and reserves the prefix.
+pub fn define() {
+    GucRegistry::define_string_guc(
+        c"pg_ingest.databases",
+        c"Databases that get a worker: a comma-separated list, or * for every database that has the extension.",
+        c"",
+        &DATABASES,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"pg_ingest.workers",
+        c"Worker processes for each database that has the extension.",
+        c"One is right for most: a worker has many requests in flight. 0 stops all work.",
+        &WORKERS,
+        0,
+        16,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pg_ingest.model_dir",
+        c"Directory that holds a directory for each local model.",
+        c"Empty for pg_ingest/models in the server's share directory. A change is used by newly started workers.",
+        &MODEL_DIR,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_ingest.model_threads",
+        c"Threads on which a worker runs local models, at the lowest priority.",
+        c"0 for the number of processors divided by pg_ingest.workers. A change is used by newly started workers.",
+        &MODEL_THREADS,
+        0,
+        256,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"pg_ingest.max_document_size",
+        c"Largest content of a document that is embedded; a larger one fails as too_large.",
+        c"A worker holds a document's text, chunks and vectors in memory, some ten times this size.",
+        &MAX_DOCUMENT_SIZE,
+        1,
+        1024 * 1024 - 1,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_ingest.deferred_index_min_chunks",
+        c"Chunks that a target must hold before a deferred HNSW index is built on it.",
+        c"A smaller table is searched exactly in milliseconds, and loading it further is 50 times as fast without the index.",
+        &DEFERRED_INDEX_MIN_CHUNKS,
+        1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    reserve_prefix();
+}
+
+fn reserve_prefix() {
+    // SAFETY: a static C string; called from _PG_init only.
+    #[cfg(not(feature = "pg14"))]
+    unsafe {
+        pg_sys::MarkGUCPrefixReserved(c"pg_ingest".as_ptr())
+    };
+    #[cfg(feature = "pg14")]
+    unsafe {
+        pg_sys::EmitWarningsOnPlaceholders(c"pg_ingest".as_ptr())
+    };
+}
+
+/// Whether a database of this name gets workers.
+pub fn serves_database(name: &str) -> bool {
+    let list = DATABASES.get();
+    let list = list.as_deref().map_or("*".into(), CStr::to_string_lossy);
+    list.split(',')
+        .map(str::trim)
+        .any(|entry| entry == "*" || entry.trim_matches('"') == name)
+}
+
+/// Worker processes for each database.
+pub fn workers() -> usize {
+    WORKERS.get().max(0) as usize
+}
+
+/// The directory of local models.
+pub fn model_dir() -> PathBuf {
+    match MODEL_DIR.get() {
+        Some(directory) if !directory.is_empty() => {
+            PathBuf::from(directory.to_string_lossy().into_owned())
+        }
+        _ => share_directory().join("pg_ingest/models"),
+    }
+}
+
+fn share_directory() -> PathBuf {
+    let mut buffer = [0 as std::ffi::c_char; pg_sys::MAXPGPATH as usize];
+    // SAFETY: my_exec_path is set at server start; get_share_path writes at most MAXPGPATH bytes with a final NUL.
+    let path = unsafe {
+        pg_sys::get_share_path((&raw const pg_sys::my_exec_path).cast(), buffer.as_mut_ptr());
+        CStr::from_ptr(buffer.as_ptr())
+    };
+    PathBuf::from(path.to_string_lossy().into_owned())
+}
+
+/// Threads for local inference in one worker process; at least 1.
+pub fn model_threads() -> usize {
+    match MODEL_THREADS.get() {
+        0 => {
+            let processors = std::thread::available_parallelism().map_or(1, usize::from);
+            (processors / workers().max(1)).max(1)
+        }
+        threads => threads as usize,
+    }
+}
+
+/// Largest content of a document, in bytes.
+pub fn max_document_size() -> usize {
+    MAX_DOCUMENT_SIZE.get() as usize * 1024
+}
+
+/// Chunks from which a deferred index is built.
+pub fn deferred_index_min_chunks() -> i64 {
+    i64::from(DEFERRED_INDEX_MIN_CHUNKS.get())
+}

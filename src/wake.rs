@@ -1,0 +1,226 @@
+//! Telling the worker that a commit added work, and getting it out of the way of DROP DATABASE.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_void};
+use std::time::{Duration, Instant};
+
+use pgrx::prelude::*;
+
+use crate::shmem;
+
+/// How long a statement on a database waits for its workers to leave; Postgres itself then waits 5 s for all others.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static WAKE_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
+}
+
+static mut PREVIOUS_UTILITY_HOOK: pg_sys::ProcessUtility_hook_type = None;
+
+/// Registers the callbacks; from `_PG_init`.
+pub fn install() {
+    // SAFETY: called once, on the main thread, before any transaction of this library's functions ends.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut());
+        PREVIOUS_UTILITY_HOOK = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+    }
+}
+
+/// Wakes the workers of this database when the transaction commits; one wake for any number of rows.
+pub fn at_commit() {
+    WAKE_AT_COMMIT.set(true);
+}
+
+/// Runs after the commit is visible. Must not raise: nothing in it can.
+#[pg_guard]
+unsafe extern "C-unwind" fn at_transaction_end(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT => {
+            if WAKE_AT_COMMIT.replace(false) {
+                now();
+            }
+        }
+        pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
+            WAKE_AT_COMMIT.set(false);
+        }
+        _ => {}
+    }
+}
+
+/// Wakes the workers of this database, or has the launcher start them.
+fn now() {
+    // SAFETY: a plain global, set when the backend connected.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    if let Some(shared) = shmem::get()
+        && !shared.wake_workers(database)
+    {
+        shared.request_worker(database);
+    }
+}
+
+/// A database that a statement can only work on while nobody is connected to it.
+struct Vacated(pg_sys::Oid);
+
+impl Vacated {
+    /// Sends the workers away and waits until they are gone.
+    fn new(database: pg_sys::Oid) -> Option<Self> {
+        let shared = shmem::get()?;
+        shared.send_workers_away(database);
+        let vacated = Self(database);
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
+        while shared.workers_of(database).next().is_some() && Instant::now() < deadline {
+            pgrx::check_for_interrupts!();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Some(vacated)
+    }
+}
+
+impl Drop for Vacated {
+    fn drop(&mut self) {
+        if let Some(shared) = shmem::get() {
+            shared.allow_workers(self.0);
+            // It may still be there: under a new name, or because the statement failed.
+            shared.request_worker(self.0);
+        }
+    }
+}
+
+#[pg_guard]
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    dest: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: Postgres passes a planned utility statement; its node tag says what it is.
+    let (vacated, wakes) = unsafe {
+        let node = (*statement).utilityStmt;
+        (database_to_vacate(node).and_then(Vacated::new), wakes(node))
+    };
+    // An error unwinds through this frame, and `vacated` is dropped on its way.
+    // SAFETY: the arguments are handed on as they came.
+    unsafe {
+        match PREVIOUS_UTILITY_HOOK {
+            Some(previous) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                previous(
+                    statement,
+                    query,
+                    read_only_tree,
+                    context,
+                    params,
+                    environment,
+                    dest,
+                    completion,
+                )
+            }),
+            None => pg_sys::standard_ProcessUtility(
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                dest,
+                completion,
+            ),
+        }
+    }
+    drop(vacated);
+    if wakes {
+        at_commit();
+    }
+}
+
+/// Statements after which a worker has to start, end, or look for work that another session prepared.
+unsafe fn wakes(node: *mut pg_sys::Node) -> bool {
+    use pg_sys::NodeTag as T;
+    // SAFETY: the tag tells the type of the node.
+    unsafe {
+        match (*node).type_ {
+            T::T_CreateExtensionStmt => true,
+            T::T_DropStmt => matches!(
+                (*node.cast::<pg_sys::DropStmt>()).removeType,
+                pg_sys::ObjectType::OBJECT_EXTENSION | pg_sys::ObjectType::OBJECT_SCHEMA
+            ),
+            T::T_TransactionStmt => {
+                (*node.cast::<pg_sys::TransactionStmt>()).kind
+                    == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The database that a statement needs to have to itself, when the user may do that to it.
+unsafe fn database_to_vacate(node: *mut pg_sys::Node) -> Option<pg_sys::Oid> {
+    use pg_sys::NodeTag as T;
+    // SAFETY: the tag tells the type of the node; names in a parse tree are C strings or null.
+    let name = unsafe {
+        match (*node).type_ {
+            T::T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname,
+            T::T_RenameStmt => {
+                let rename = node.cast::<pg_sys::RenameStmt>();
+                if (*rename).renameType != pg_sys::ObjectType::OBJECT_DATABASE {
+                    return None;
+                }
+                (*rename).subname
+            }
+            T::T_AlterDatabaseStmt => {
+                let alter = node.cast::<pg_sys::AlterDatabaseStmt>();
+                option_value((*alter).options, c"tablespace")?;
+                (*alter).dbname
+            }
+            T::T_CreatedbStmt => {
+                option_value((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template")?
+            }
+            _ => return None,
+        }
+    };
+    if name.is_null() {
+        return None;
+    }
+    // SAFETY: a C string; both calls read catalogs inside the statement's transaction.
+    unsafe {
+        let database = pg_sys::get_database_oid(name, true);
+        (database != pg_sys::InvalidOid && may_vacate(database)).then_some(database)
+    }
+}
+
+/// Only those who may drop it can send a database's workers away.
+unsafe fn may_vacate(database: pg_sys::Oid) -> bool {
+    // SAFETY: called inside a transaction.
+    unsafe {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        return pg_sys::pg_database_ownercheck(database, pg_sys::GetUserId());
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        return pg_sys::object_ownercheck(
+            pg_sys::DatabaseRelationId,
+            database,
+            pg_sys::GetUserId(),
+        );
+    }
+}
+
+/// The text of an option of a utility statement.
+unsafe fn option_value(options: *mut pg_sys::List, name: &CStr) -> Option<*mut c_char> {
+    if options.is_null() {
+        return None;
+    }
+    // SAFETY: `options` is a list of DefElem, as the grammar makes it.
+    unsafe {
+        for index in 0..(*options).length {
+            let option = (*(*options).elements.add(index as usize)).ptr_value as *mut pg_sys::DefElem;
+            if CStr::from_ptr((*option).defname) == name && !(*option).arg.is_null() {
+                return Some(pg_sys::defGetString(option));
+            }
+        }
+    }
+    None
+}

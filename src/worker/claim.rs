@@ -1,0 +1,302 @@
+//! Claiming: which documents this worker holds, taking more, and giving them back.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use embedder::{EmbedError, ErrorClass};
+use engine::{Document, Engine, Outcome};
+use pgrx::prelude::*;
+
+use crate::errors::OrRaise;
+use crate::settings;
+use crate::worker::pipelines::{Active, Pipelines};
+use crate::worker::transaction::{SqlError, run, transaction};
+
+/// Documents taken or written by one transaction at most.
+pub const MAX_BATCH: usize = 128;
+
+/// A document that this worker holds. Its ticket is its id.
+pub struct Claim {
+    /// Its pipeline, as it was when the document was taken.
+    pub pipeline: Arc<Active>,
+    /// What must still stand in its queue row when it is written.
+    pub token: i64,
+    /// Its key.
+    pub key: String,
+    /// Its metadata, as JSON text.
+    pub metadata: String,
+    /// Bytes that the queue counts for it.
+    pub bytes: i32,
+    /// Attempts before this one.
+    pub attempts: i32,
+}
+
+/// The documents that this worker holds.
+pub struct Claims {
+    worker: i32,
+    held: HashMap<u64, Claim>,
+    /// Documents that end without the engine.
+    refused: Vec<Outcome>,
+    random: RandomState,
+    takes: u64,
+    turn: usize,
+}
+
+struct Candidate {
+    id: i64,
+    bytes: i32,
+    attempts: i32,
+}
+
+struct Taken {
+    id: i64,
+    key: String,
+    metadata: String,
+    content: Option<String>,
+}
+
+impl Claims {
+    /// None yet, for worker `worker` of this database.
+    pub fn new(worker: i32) -> Self {
+        Self {
+            worker,
+            held: HashMap::new(),
+            refused: Vec::new(),
+            random: RandomState::new(),
+            takes: 0,
+            turn: 0,
+        }
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// The claim on a document.
+    pub fn get(&self, ticket: u64) -> Option<&Claim> {
+        self.held.get(&ticket)
+    }
+
+    /// Forgets a claim, settled or lost.
+    pub fn remove(&mut self, ticket: u64) -> Option<Claim> {
+        self.held.remove(&ticket)
+    }
+
+    /// Documents that were refused before the engine saw them.
+    pub fn take_refused(&mut self) -> Vec<Outcome> {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// Takes documents while the engine has room, the pipelines in turns, and submits them. Returns the pipeline that some
+    /// were taken of.
+    pub fn take(&mut self, pipelines: &Pipelines, engine: &Engine) -> Result<Option<i32>, SqlError> {
+        let ready: Vec<&Arc<Active>> = pipelines.ready().collect();
+        for offset in 0..ready.len() {
+            if !engine.has_room() {
+                return Ok(None);
+            }
+            let index = (self.turn + offset) % ready.len();
+            if self.take_of(ready[index], engine)? {
+                self.turn = index + 1;
+                return Ok(Some(ready[index].id));
+            }
+        }
+        Ok(None)
+    }
+
+    fn take_of(&mut self, pipeline: &Arc<Active>, engine: &Engine) -> Result<bool, SqlError> {
+        self.takes += 1;
+        let token = self.random.hash_one((self.worker, self.takes)) as i64;
+        let most = MAX_BATCH.min(engine.free_documents());
+        let room = engine.free_bytes();
+        let worker = self.worker;
+        let (candidates, taken) = transaction(|| claim(pipeline.id, worker, token, most, room))?;
+        let any = !candidates.is_empty();
+        let sizes: HashMap<i64, &Candidate> = candidates.iter().map(|c| (c.id, c)).collect();
+        for document in taken {
+            let Some(candidate) = sizes.get(&document.id) else {
+                continue;
+            };
+            let ticket = document.id as u64;
+            self.held.insert(
+                ticket,
+                Claim {
+                    pipeline: Arc::clone(pipeline),
+                    token,
+                    key: document.key,
+                    metadata: document.metadata,
+                    bytes: candidate.bytes,
+                    attempts: candidate.attempts,
+                },
+            );
+            match document.content {
+                _ if candidate.bytes as usize > settings::max_document_size() => {
+                    self.refuse(
+                        ticket,
+                        ErrorClass::TooLarge,
+                        format!(
+                            "the content has {} bytes; pg_ingest.max_document_size is {}",
+                            candidate.bytes,
+                            settings::max_document_size()
+                        ),
+                    );
+                }
+                None => self.refuse(ticket, ErrorClass::InvalidRequest, "the content is null".into()),
+                Some(content) => engine.submit(Document {
+                    ticket,
+                    pipeline: Arc::clone(&pipeline.spec),
+                    content,
+                }),
+            }
+        }
+        Ok(any)
+    }
+
+    fn refuse(&mut self, ticket: u64, class: ErrorClass, message: String) {
+        let error = EmbedError::new(class, message);
+        self.refused.push(Outcome::Failed { ticket, error });
+    }
+
+    /// How long until the first document's next attempt; nothing while there is no room for it anyway.
+    pub fn next_retry(&self, engine: &Engine) -> Result<Option<Duration>, SqlError> {
+        if !engine.has_room() {
+            return Ok(None);
+        }
+        let seconds = transaction(|| {
+            Spi::connect_mut(|client| {
+                run(
+                    client,
+                    "SELECT extract(epoch FROM min(retry_at) - clock_timestamp())::float8 FROM ingest.queue WHERE retry_at IS NOT NULL",
+                    &[],
+                )?
+                .first()
+                .get_one::<f64>()
+            })
+            .or_raise()
+        })?;
+        Ok(seconds.map(|s| Duration::from_secs_f64(s.clamp(0.0, 1e6))))
+    }
+}
+
+/// Marks up to `most` waiting documents of a pipeline as held, the oldest first, as many as fit into `room` bytes but at
+/// least one, and reads them. Inside a transaction, which may be lost in a crash: the documents are then still waiting.
+fn claim(
+    pipeline: i32,
+    worker: i32,
+    token: i64,
+    most: usize,
+    room: usize,
+) -> (Vec<Candidate>, Vec<Taken>) {
+    Spi::connect_mut(|client| {
+        // Those whose next attempt is due join the waiting ones.
+        let due = run(
+            client,
+            "SELECT document_id FROM ingest.queue WHERE retry_at <= clock_timestamp() AND claimed_by IS NULL
+             ORDER BY retry_at LIMIT 1000 FOR UPDATE SKIP LOCKED",
+            &[],
+        )?;
+        let due: Vec<i64> = due.filter_map(|row| row["document_id"].value().ok().flatten()).collect();
+        if !due.is_empty() {
+            run(
+                client,
+                "UPDATE ingest.queue SET retry_at = NULL WHERE document_id = ANY ($1)",
+                &[due.into()],
+            )?;
+        }
+
+        let waiting = run(
+            client,
+            "SELECT document_id, bytes, attempts FROM ingest.queue
+             WHERE pipeline_id = $1 AND claimed_by IS NULL AND retry_at IS NULL
+             ORDER BY document_id LIMIT $2 FOR UPDATE SKIP LOCKED",
+            &[pipeline.into(), (most as i64).into()],
+        )?;
+        let largest = settings::max_document_size();
+        let mut candidates = Vec::new();
+        let mut bytes = 0;
+        for row in waiting {
+            let candidate = Candidate {
+                id: row["document_id"].value()?.unwrap_or_default(),
+                bytes: row["bytes"].value()?.unwrap_or_default(),
+                attempts: row["attempts"].value()?.unwrap_or_default(),
+            };
+            // A document that will be refused for its size is not read.
+            let size = candidate.bytes as usize;
+            let cost = if size > largest { 0 } else { size };
+            if bytes > 0 && bytes + cost > room {
+                break;
+            }
+            bytes += cost;
+            candidates.push(candidate);
+        }
+        if candidates.is_empty() {
+            return Ok((candidates, Vec::new()));
+        }
+        run(client, "SET LOCAL synchronous_commit = off", &[])?;
+        let ids: Vec<i64> = candidates.iter().map(|c| c.id).collect();
+        run(
+            client,
+            "UPDATE ingest.queue SET claimed_by = $2, claim_token = $3 WHERE document_id = ANY ($1)",
+            &[ids.clone().into(), worker.into(), token.into()],
+        )?;
+        let rows = run(
+            client,
+            "SELECT id, key, metadata::text AS metadata, CASE WHEN octet_length(content) <= $2 THEN content END AS content
+             FROM ingest.documents WHERE id = ANY ($1)",
+            &[ids.into(), i32::try_from(largest).unwrap_or(i32::MAX).into()],
+        )?;
+        let mut taken = Vec::new();
+        for row in rows {
+            taken.push(Taken {
+                id: row["id"].value()?.unwrap_or_default(),
+                key: row["key"].value()?.unwrap_or_default(),
+                metadata: row["metadata"].value()?.unwrap_or_default(),
+                content: row["content"].value()?,
+            });
+        }
+        drop_orphans(client, &candidates, &taken)?;
+        Ok::<_, pgrx::spi::Error>((candidates, taken))
+    })
+    .or_raise()
+}
+
+/// Takes documents out of the queue that are not in the staging table (deleted with triggers disabled).
+fn drop_orphans(
+    client: &mut pgrx::spi::SpiClient,
+    candidates: &[Candidate],
+    taken: &[Taken],
+) -> Result<(), pgrx::spi::Error> {
+    let orphans: Vec<i64> = candidates
+        .iter()
+        .map(|c| c.id)
+        .filter(|id| !taken.iter().any(|t| t.id == *id))
+        .collect();
+    if !orphans.is_empty() {
+        run(
+            client,
+            "WITH gone AS (DELETE FROM ingest.queue WHERE document_id = ANY ($1) RETURNING pipeline_id, bytes)
+             INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes)
+             SELECT pipeline_id, -count(*), -sum(bytes) FROM gone GROUP BY pipeline_id",
+            &[orphans.into()],
+        )?;
+    }
+    Ok(())
+}
+
+/// Frees what worker `worker` holds, and what workers hold that are no longer configured. Inside a transaction.
+pub fn release_all(worker: i32) {
+    Spi::run_with_args(
+        "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL
+         WHERE claimed_by IS NOT NULL AND (claimed_by = $1 OR claimed_by >= $2)",
+        &[worker.into(), (settings::workers().max(1) as i32).into()],
+    )
+    .or_raise();
+}

@@ -1,0 +1,365 @@
+//! The worker process: its life from connecting to leaving, and the loop in between.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use engine::Engine;
+use pgrx::prelude::*;
+
+use crate::settings;
+use crate::shmem::{self, Shared, WorkerState};
+use crate::worker::claim::{self, Claims};
+use crate::worker::launcher::worker_identity;
+use crate::worker::pipelines::{self, Pipelines};
+use crate::worker::transaction::{SqlError, transaction};
+use crate::worker::write::Writer;
+use crate::worker::query_server;
+
+/// Documents that a worker holds at most.
+const MAX_DOCUMENTS: usize = 128;
+/// Bytes of text that a worker holds at most: some ten seconds' work for a local model, so that a crash repeats little
+/// and several workers share a backlog evenly.
+const MAX_BYTES: usize = 256 * 1024;
+/// Wait after an unexpected error before going on, so that a broken state fills no log.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
+
+// Postgres's own handlers as they are: pgrx's wrappers of them are Rust functions.
+unsafe extern "C-unwind" {
+    fn die(signal: libc::c_int);
+    #[allow(non_snake_case)]
+    fn SignalHandlerForConfigReload(signal: libc::c_int);
+}
+
+/// SIGTERM ends the process at the next safe point, also inside a statement; SIGHUP rereads the settings.
+pub fn install_signal_handlers() {
+    // SAFETY: before signals are unblocked, on the main thread, with Postgres's own handlers.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        use pg_sys::pqsignal;
+        #[cfg(feature = "pg18")]
+        use pg_sys::pqsignal_be as pqsignal;
+        pqsignal(libc::SIGTERM, Some(die));
+        pqsignal(libc::SIGHUP, Some(SignalHandlerForConfigReload));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Rereads the settings if SIGHUP asked for it.
+pub fn reload_settings() {
+    // SAFETY: a flag that the signal handler sets; outside a transaction.
+    unsafe {
+        if (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 {
+            (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// Sleeps until the latch is set, `fd` (none when negative) can be read, or the timeout passes. Ends the process when the
+/// server asks for it.
+pub fn wait(fd: RawFd, timeout: Option<Duration>) {
+    let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
+    if fd >= 0 {
+        events |= pg_sys::WL_SOCKET_READABLE;
+    }
+    let milliseconds = match timeout {
+        Some(timeout) => {
+            events |= pg_sys::WL_TIMEOUT;
+            i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX).min(i64::from(i32::MAX)) + 1
+        }
+        None => -1,
+    };
+    // SAFETY: this process's latch, and a descriptor that stays open.
+    unsafe {
+        pg_sys::WaitLatchOrSocket(
+            pg_sys::MyLatch,
+            events as i32,
+            fd,
+            milliseconds,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+}
+
+/// A counter in the kernel that the engine's threads ring and the main thread waits on.
+struct EventFd(RawFd);
+
+impl EventFd {
+    fn new() -> std::io::Result<Self> {
+        // SAFETY: no pointers.
+        match unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) } {
+            -1 => Err(std::io::Error::last_os_error()),
+            fd => Ok(Self(fd)),
+        }
+    }
+
+    fn ring(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: eight bytes of this frame. A full counter has been rung already.
+        unsafe { libc::write(self.0, one.as_ptr().cast(), one.len()) };
+    }
+
+    fn silence(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: eight bytes of this frame; the descriptor does not block.
+        unsafe { libc::read(self.0, count.as_mut_ptr().cast(), count.len()) };
+    }
+}
+
+/// Frees the slot whichever way the process ends.
+#[pg_guard]
+unsafe extern "C-unwind" fn release_slot(_code: i32, slot: pg_sys::Datum) {
+    if let Some(shared) = shmem::get() {
+        let _ = std::fs::remove_file(query_server::socket_path(slot.value()));
+        shared.release_worker(slot.value());
+        shared.wake_launcher();
+    }
+}
+
+#[allow(missing_docs)]
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_ingest_worker_main(argument: pg_sys::Datum) {
+    let (database, number) = worker_identity(argument);
+    install_signal_handlers();
+    let Some(shared) = shmem::get() else { return };
+    let Some(slot) = shared.register_worker(database, number) else {
+        return;
+    };
+    // SAFETY: registered once, with a plain number.
+    unsafe { pg_sys::before_shmem_exit(Some(release_slot), pg_sys::Datum::from(slot)) };
+    if shared.must_stay_away(database) {
+        return;
+    }
+    // SAFETY: the main thread of a background worker, once.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+    }
+    match transaction(extension_exists) {
+        Ok(true) => {}
+        Ok(false) => {
+            shared.report_absent(database);
+            return;
+        }
+        Err(error) => {
+            log!("pg_ingest: {error}");
+            return;
+        }
+    }
+    match Worker::start(shared, slot, database, number) {
+        Ok(mut worker) => worker.run(),
+        Err(error) => log!("pg_ingest: the worker cannot start: {error}"),
+    }
+}
+
+fn extension_exists() -> bool {
+    // SAFETY: a catalog look-up inside a transaction.
+    unsafe { pg_sys::get_extension_oid(c"pg_ingest".as_ptr(), true) != pg_sys::InvalidOid }
+}
+
+struct Worker {
+    shared: &'static Shared,
+    slot: usize,
+    database: pg_sys::Oid,
+    number: i32,
+    bell: Arc<EventFd>,
+    engine: Engine,
+    claims: Claims,
+    writer: Writer,
+    pipelines: Pipelines,
+}
+
+/// What a turn of the loop left to do.
+enum Turn {
+    /// More right now.
+    Again,
+    /// Nothing until woken, or until the time given.
+    Wait(Option<Duration>),
+    /// Nothing ever: the extension is gone or somebody wants the database.
+    Leave,
+}
+
+impl Worker {
+    fn start(
+        shared: &'static Shared,
+        slot: usize,
+        database: pg_sys::Oid,
+        number: i32,
+    ) -> Result<Self, String> {
+        transaction(|| configure_session()).map_err(|e| e.to_string())?;
+        let bell = Arc::new(EventFd::new().map_err(|e| e.to_string())?);
+        let ringer = Arc::clone(&bell);
+        let engine = Engine::start(engine::Config {
+            model_dir: settings::model_dir(),
+            inference_threads: settings::model_threads(),
+            max_documents: MAX_DOCUMENTS,
+            max_bytes: MAX_BYTES,
+            notify: Arc::new(move || ringer.ring()),
+        })
+        .map_err(|e| e.to_string())?;
+        query_server::start(slot, engine.queries()).map_err(|e| e.to_string())?;
+        // What an earlier process of this number held is free again; no other process can have this number now.
+        transaction(|| claim::release_all(number)).map_err(|e| e.to_string())?;
+        shared.workers[slot]
+            .state
+            .store(WorkerState::Idle as u8, Ordering::Relaxed);
+        // The launcher starts the other workers now that it is known that the extension is there.
+        shared.wake_launcher();
+        Ok(Self {
+            shared,
+            slot,
+            database,
+            number,
+            bell,
+            engine,
+            claims: Claims::new(number),
+            writer: Writer::new(shared, database),
+            pipelines: Pipelines::default(),
+        })
+    }
+
+    fn run(&mut self) {
+        loop {
+            reload_settings();
+            let turn = self.turn().unwrap_or_else(|error| {
+                if error.is_transient() {
+                    return Turn::Wait(Some(AFTER_ERROR / 10));
+                }
+                log!("pg_ingest: {error}");
+                shmem::set_last_error(self.slot, &error.message);
+                Turn::Wait(Some(AFTER_ERROR))
+            });
+            self.show_state();
+            match turn {
+                Turn::Again => {
+                    pgrx::check_for_interrupts!();
+                }
+                Turn::Wait(timeout) => {
+                    report_activity(if self.claims.is_empty() { c"idle" } else { c"embedding" });
+                    wait(self.bell.0, timeout);
+                    self.bell.silence();
+                }
+                Turn::Leave => break,
+            }
+        }
+        // A clean end leaves nothing claimed; without this, the next worker of this number frees it.
+        let number = self.number;
+        if let Ok(true) = transaction(extension_exists) {
+            let _ = transaction(|| claim::release_all(number));
+        }
+    }
+
+    /// Writes what has come back, takes what fits, and does the housekeeping when there is nothing else to do.
+    fn turn(&mut self) -> Result<Turn, SqlError> {
+        if self.shared.workers[self.slot].leave.load(Ordering::SeqCst) {
+            return Ok(Turn::Leave);
+        }
+        if !transaction(extension_exists)? {
+            self.shared.report_absent(self.database);
+            return Ok(Turn::Leave);
+        }
+        let finished = self.engine.poll(claim::MAX_BATCH);
+        let wrote = !finished.is_empty();
+        self.writer.settle(finished, &mut self.claims)?;
+
+        let loaded = transaction(pipelines::load)?;
+        self.pipelines.update(loaded);
+        let took = self.claims.take(&self.pipelines, &self.engine)?;
+        if let Some(pipeline) = took {
+            self.pipelines.has_backlog(pipeline);
+            self.shared.workers[self.slot]
+                .pipeline
+                .store(pipeline, Ordering::Relaxed);
+        }
+        if wrote || took.is_some() {
+            return Ok(Turn::Again);
+        }
+        pipelines::fold_counters()?;
+        if self.number == 0 && self.claims.is_empty() && self.build_index()? {
+            return Ok(Turn::Again);
+        }
+        let due = [
+            self.claims.next_retry(&self.engine)?,
+            self.pipelines.next_unblocked(),
+            self.writer.next_attempt(),
+        ];
+        Ok(Turn::Wait(due.into_iter().flatten().min()))
+    }
+
+    /// Builds one deferred index whose time has come.
+    fn build_index(&mut self) -> Result<bool, SqlError> {
+        let failed = self.pipelines.with_failed_index();
+        let Some(pipeline) = transaction(|| {
+            pipelines::wanting_index(settings::deferred_index_min_chunks(), failed)
+        })?
+        else {
+            return Ok(false);
+        };
+        self.shared.workers[self.slot]
+            .state
+            .store(WorkerState::BuildingIndex as u8, Ordering::Relaxed);
+        report_activity(c"building a deferred index");
+        let started = Instant::now();
+        match transaction(|| pipelines::build_index(&pipeline)) {
+            Ok(()) => log!(
+                "pg_ingest: built the HNSW index of pipeline {:?} in {:.1} s",
+                pipeline.name,
+                started.elapsed().as_secs_f64()
+            ),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                // Search works without; the next backlog asks for it again.
+                log!("pg_ingest: the HNSW index of pipeline {:?} cannot be built: {error}", pipeline.name);
+                shmem::set_last_error(self.slot, &error.message);
+                self.pipelines.index_failed(pipeline.id);
+            }
+        }
+        Ok(true)
+    }
+
+    fn show_state(&self) {
+        let slot = &self.shared.workers[self.slot];
+        let state = if self.claims.is_empty() {
+            WorkerState::Idle
+        } else {
+            WorkerState::Running
+        };
+        slot.state.store(state as u8, Ordering::Relaxed);
+        slot.documents
+            .store(self.claims.len() as i32, Ordering::Relaxed);
+        slot.requests
+            .store(self.engine.requests_in_flight() as i32, Ordering::Relaxed);
+    }
+}
+
+/// The settings under which the worker's statements run, whatever the database or role says.
+fn configure_session() {
+    for setting in [
+        "search_path = pg_catalog, pg_temp",
+        "default_transaction_read_only = off",
+        "default_transaction_isolation = 'read committed'",
+        "statement_timeout = 0",
+        "idle_in_transaction_session_timeout = 0",
+        "idle_session_timeout = 0",
+        // A lock that somebody keeps is waited for outside a transaction, in between other work.
+        "lock_timeout = '1s'",
+        "row_security = on",
+        "jit = off",
+        // The queue grows and shrinks by orders of magnitude between two ANALYZEs: its indexes are always right.
+        "enable_seqscan = off",
+        "plan_cache_mode = force_generic_plan",
+    ] {
+        let _ = Spi::run(&format!("SET {setting}"));
+    }
+}
+
+fn report_activity(what: &std::ffi::CStr) {
+    // SAFETY: a static C string, copied.
+    unsafe {
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, what.as_ptr());
+    }
+}

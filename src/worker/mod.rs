@@ -1,0 +1,15 @@
+//! The processes: one launcher for the server ([`launcher`]), workers for each database that has the extension.
+//!
+//! A worker's main thread ([`main_loop`]) is the only one that calls Postgres. It takes documents ([`claim`]), hands
+//! them to the engine, writes what comes back ([`write`]), and sleeps in one wait on its latch and an eventfd that the
+//! engine's threads ring. [`query_server`] answers `embed()`. [`transaction`] is how it runs SQL.
+
+mod claim;
+mod launcher;
+mod main_loop;
+mod pipelines;
+pub mod query_server;
+mod transaction;
+mod write;
+
+pub use launcher::register_launcher;

@@ -1,0 +1,544 @@
+//! Writing: what came back from the engine becomes chunks, retries or failures, all of a batch in one transaction.
+//!
+//! A document is written only while its queue row still carries the token of this worker's claim. A row that somebody
+//! else has locked is being changed just now: the answer is kept and tried again a moment later, outside any transaction.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use embedder::{EmbedError, ErrorClass};
+use engine::{EmbeddedChunk, Outcome};
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
+
+use crate::api::documents::archiving;
+use crate::errors::OrRaise;
+use crate::owner::ActingAs;
+use crate::shmem::{self, Shared};
+use crate::worker::claim::{Claim, Claims};
+use crate::worker::pipelines::Active;
+use crate::worker::transaction::{SqlError, run, transaction};
+
+/// Chunks written by one transaction at most; a larger document is written alone.
+const MAX_CHUNKS: usize = 4096;
+/// Numbers in one INSERT's vectors at most: 64 MB, far below the largest value that Postgres takes (1 GB).
+const MAX_FLOATS: usize = 16 * 1024 * 1024;
+/// Wait before an answer is written again whose document was locked.
+const LOCKED_WAIT: Duration = Duration::from_millis(50);
+/// Longest wait before a document's next attempt.
+const LONGEST_RETRY_WAIT: f64 = 60.0;
+/// First and longest wait before a blocked pipeline is tried again by itself, in seconds.
+const BLOCKED_WAIT: (f64, f64) = (10.0, 600.0);
+/// Characters kept of a message.
+const MAX_MESSAGE: usize = 1000;
+
+/// Settles documents, and remembers those that had to wait.
+pub struct Writer {
+    shared: &'static Shared,
+    database: pg_sys::Oid,
+    postponed: Vec<Outcome>,
+    not_before: Instant,
+    random: RandomState,
+}
+
+/// What a transaction did with the documents given to it.
+#[derive(Default)]
+struct Settled {
+    /// Ended, one way or another; also those whose claim was void.
+    ended: Vec<u64>,
+    /// Locked by somebody else.
+    locked: Vec<u64>,
+}
+
+impl Writer {
+    /// Nothing postponed.
+    pub fn new(shared: &'static Shared, database: pg_sys::Oid) -> Self {
+        Self {
+            shared,
+            database,
+            postponed: Vec::new(),
+            not_before: Instant::now(),
+            random: RandomState::new(),
+        }
+    }
+
+    /// How long until postponed answers are due.
+    pub fn next_attempt(&self) -> Option<Duration> {
+        (!self.postponed.is_empty())
+            .then(|| self.not_before.saturating_duration_since(Instant::now()))
+    }
+
+    /// Writes finished documents, with those postponed and due. An error says that nothing could be written now; no
+    /// outcome is lost.
+    pub fn settle(&mut self, finished: Vec<Outcome>, claims: &mut Claims) -> Result<(), SqlError> {
+        let mut outcomes = finished;
+        outcomes.extend(claims.take_refused());
+        if self.not_before <= Instant::now() {
+            outcomes.append(&mut self.postponed);
+        }
+        let mut error = None;
+        for batch in batches(outcomes) {
+            if error.is_some() {
+                self.postpone(batch);
+                continue;
+            }
+            error = self.settle_batch(batch, claims).err();
+        }
+        error.map_or(Ok(()), Err)
+    }
+
+    fn postpone(&mut self, outcomes: Vec<Outcome>) {
+        self.postponed.extend(outcomes);
+        self.not_before = Instant::now() + LOCKED_WAIT;
+    }
+
+    fn settle_batch(&mut self, batch: Vec<Outcome>, claims: &mut Claims) -> Result<(), SqlError> {
+        let jitter = self.random.hash_one(Instant::now());
+        match transaction(|| write(&batch, claims, jitter)) {
+            Ok(settled) => {
+                let (locked, ended): (Vec<_>, Vec<_>) = batch
+                    .into_iter()
+                    .partition(|outcome| settled.locked.contains(&outcome.ticket()));
+                for outcome in ended {
+                    let claim = claims.remove(outcome.ticket());
+                    if settled.ended.contains(&outcome.ticket()) {
+                        self.count(&outcome, claim.as_ref());
+                    }
+                }
+                if !locked.is_empty() {
+                    self.postpone(locked);
+                }
+                Ok(())
+            }
+            Err(error) if error.is_transient() => {
+                self.postpone(batch);
+                Err(error)
+            }
+            // One of them is at fault: each for itself.
+            Err(_) if batch.len() > 1 => {
+                let mut result = Ok(());
+                for outcome in batch {
+                    if result.is_ok() {
+                        result = self.settle_batch(vec![outcome], claims);
+                    } else {
+                        self.postpone(vec![outcome]);
+                    }
+                }
+                result
+            }
+            Err(error) => {
+                let refused: Vec<Outcome> = batch
+                    .iter()
+                    .filter(|outcome| matches!(outcome, Outcome::Embedded { .. }))
+                    .map(|outcome| refused_by_target(outcome.ticket(), &error))
+                    .collect();
+                if refused.is_empty() {
+                    // Not even the failure could be noted.
+                    self.postpone(batch);
+                    return Err(error);
+                }
+                self.settle_batch(refused, claims)
+            }
+        }
+    }
+
+    fn count(&self, outcome: &Outcome, claim: Option<&Claim>) {
+        let Some(claim) = claim else { return };
+        let (documents, tokens) = match outcome {
+            Outcome::Embedded { chunks, .. } => {
+                (1, chunks.iter().map(|chunk| chunk.tokens).sum::<usize>())
+            }
+            Outcome::Failed { .. } => (0, 0),
+            Outcome::Unusable { .. } => return,
+        };
+        self.shared.count_done(
+            self.database,
+            claim.pipeline.id,
+            shmem::unix_now(),
+            documents,
+            tokens as u32,
+            claim.bytes as u32,
+        );
+    }
+}
+
+/// Cuts a list so that no transaction writes too many chunks.
+fn batches(outcomes: Vec<Outcome>) -> Vec<Vec<Outcome>> {
+    let mut batches: Vec<Vec<Outcome>> = Vec::new();
+    let mut room = 0;
+    for outcome in outcomes {
+        let chunks = match &outcome {
+            Outcome::Embedded { chunks, .. } => chunks.len(),
+            _ => 1,
+        };
+        match batches.last_mut() {
+            Some(last) if chunks <= room => {
+                room -= chunks;
+                last.push(outcome);
+            }
+            _ => {
+                room = MAX_CHUNKS.saturating_sub(chunks);
+                batches.push(vec![outcome]);
+            }
+        }
+    }
+    batches
+}
+
+/// What an error while writing a document's chunks says: that the pipeline cannot go on until somebody acts (the target
+/// is gone, forbidden or full), or that this document's rows are refused.
+fn refused_by_target(ticket: u64, error: &SqlError) -> Outcome {
+    use PgSqlErrorCode as C;
+    let message = format!("the target table refused the chunks: {error}");
+    let everybody = matches!(
+        error.code,
+        C::ERRCODE_UNDEFINED_TABLE
+            | C::ERRCODE_UNDEFINED_COLUMN
+            | C::ERRCODE_UNDEFINED_OBJECT
+            | C::ERRCODE_DATATYPE_MISMATCH
+            | C::ERRCODE_INSUFFICIENT_PRIVILEGE
+            | C::ERRCODE_READ_ONLY_SQL_TRANSACTION
+            | C::ERRCODE_INSUFFICIENT_RESOURCES
+            | C::ERRCODE_DISK_FULL
+            | C::ERRCODE_OUT_OF_MEMORY
+            | C::ERRCODE_TOO_MANY_CONNECTIONS
+            | C::ERRCODE_CONNECTION_FAILURE
+            | C::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION
+            | C::ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION
+            | C::ERRCODE_IO_ERROR
+    );
+    let error = EmbedError::new(ErrorClass::Internal, message);
+    if everybody {
+        let error = EmbedError {
+            model_unusable: true,
+            ..error
+        };
+        Outcome::Unusable { ticket, error }
+    } else {
+        Outcome::Failed { ticket, error }
+    }
+}
+
+/// Writes a batch. Inside a transaction; raises on any error.
+fn write(batch: &[Outcome], claims: &Claims, jitter: u64) -> Settled {
+    Spi::connect_mut(|client| {
+        let held: Vec<(&Outcome, &Claim)> = batch
+            .iter()
+            .filter_map(|outcome| Some((outcome, claims.get(outcome.ticket())?)))
+            .collect();
+        let mut settled = Settled::default();
+        let ids: Vec<i64> = held.iter().map(|(o, _)| o.ticket() as i64).collect();
+        let ours = tokens(
+            client,
+            "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1) FOR UPDATE SKIP LOCKED",
+            &ids,
+        )?;
+        let valid = |claim: &Claim, id: i64, rows: &BTreeMap<i64, i64>| rows.get(&id) == Some(&claim.token);
+        let missing: Vec<i64> = ids.iter().copied().filter(|id| !ours.contains_key(id)).collect();
+        let locked = if missing.is_empty() {
+            BTreeMap::new()
+        } else {
+            tokens(
+                client,
+                "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1)",
+                &missing,
+            )?
+        };
+        let mut by_pipeline: BTreeMap<i32, Vec<(&Outcome, &Claim)>> = BTreeMap::new();
+        for (outcome, claim) in held {
+            let id = outcome.ticket() as i64;
+            if valid(claim, id, &ours) {
+                by_pipeline.entry(claim.pipeline.id).or_default().push((outcome, claim));
+                settled.ended.push(outcome.ticket());
+            } else if valid(claim, id, &locked) {
+                settled.locked.push(outcome.ticket());
+            }
+        }
+        for documents in by_pipeline.values() {
+            write_pipeline(client, documents, jitter)?;
+        }
+        Ok::<_, pgrx::spi::Error>(settled)
+    })
+    .or_raise()
+}
+
+/// The claim tokens in the queue, by document.
+fn tokens(client: &mut SpiClient, sql: &str, ids: &[i64]) -> Result<BTreeMap<i64, i64>, pgrx::spi::Error> {
+    let mut found = BTreeMap::new();
+    for row in run(client, sql, &[ids.to_vec().into()])? {
+        if let (Some(id), Some(token)) = (row["document_id"].value()?, row["claim_token"].value()?) {
+            found.insert(id, token);
+        }
+    }
+    Ok(found)
+}
+
+#[derive(Default)]
+struct Difference {
+    queued: i64,
+    queued_bytes: i64,
+    failed: i64,
+    archived: i64,
+    chunks: i64,
+    tokens: i64,
+}
+
+fn write_pipeline(
+    client: &mut SpiClient,
+    documents: &[(&Outcome, &Claim)],
+    jitter: u64,
+) -> Result<(), pgrx::spi::Error> {
+    let Some((_, first)) = documents.first() else {
+        return Ok(());
+    };
+    let pipeline = &first.pipeline;
+    let mut difference = Difference::default();
+    let embedded: Vec<(i64, &Claim, &[EmbeddedChunk])> = documents
+        .iter()
+        .filter_map(|(outcome, claim)| match outcome {
+            Outcome::Embedded { ticket, chunks } => Some((*ticket as i64, *claim, chunks.as_slice())),
+            _ => None,
+        })
+        .collect();
+    if !embedded.is_empty() {
+        write_embedded(client, pipeline, &embedded, &mut difference)?;
+    }
+    let mut unusable = None;
+    for (outcome, claim) in documents {
+        let id = outcome.ticket() as i64;
+        match outcome {
+            Outcome::Embedded { .. } => {}
+            Outcome::Failed { error, .. } => {
+                fail(client, id, claim, error, jitter, &mut difference)?;
+            }
+            Outcome::Unusable { error, .. } => {
+                run(
+                    client,
+                    "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL WHERE document_id = $1",
+                    &[id.into()],
+                )?;
+                unusable = Some(error);
+            }
+        }
+    }
+    if let Some(error) = unusable {
+        block(client, pipeline, error)?;
+    }
+    run(
+        client,
+        "INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed, archived, chunks, tokens)
+         SELECT $1, $2, $3, $4, $5, $6, $7 WHERE EXISTS (SELECT FROM ingest.pipeline WHERE pipeline_id = $1)",
+        &[
+            pipeline.id.into(),
+            difference.queued.into(),
+            difference.queued_bytes.into(),
+            difference.failed.into(),
+            difference.archived.into(),
+            difference.chunks.into(),
+            difference.tokens.into(),
+        ],
+    )?;
+    Ok(())
+}
+
+fn write_embedded(
+    client: &mut SpiClient,
+    pipeline: &Arc<Active>,
+    documents: &[(i64, &Claim, &[EmbeddedChunk])],
+    difference: &mut Difference,
+) -> Result<(), pgrx::spi::Error> {
+    let target = match &pipeline.target {
+        Ok(target) => target,
+        Err(problem) => crate::errors::UserError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, problem).raise(),
+    };
+    let keys: Vec<String> = documents.iter().map(|(_, claim, _)| claim.key.clone()).collect();
+    let replaced_documents;
+    {
+        let _acting = ActingAs::new(pipeline.owner);
+        let old = run(
+            client,
+            &format!(
+                "WITH gone AS (DELETE FROM {target} WHERE document_key = ANY ($1) RETURNING document_key, tokens)
+                 SELECT count(*), coalesce(sum(tokens), 0)::bigint, count(DISTINCT document_key) FROM gone"
+            ),
+            &[keys.into()],
+        )?
+        .first();
+        difference.chunks -= old.get::<i64>(1)?.unwrap_or(0);
+        difference.tokens -= old.get::<i64>(2)?.unwrap_or(0);
+        replaced_documents = old.get::<i64>(3)?.unwrap_or(0);
+        insert_chunks(client, target, pipeline, documents)?;
+        // Deferred constraints and triggers of the target run here, as its owner, and not at the worker's commit.
+        run(client, "SET CONSTRAINTS ALL IMMEDIATE", &[])?;
+    }
+    for (_, claim, chunks) in documents {
+        difference.queued -= 1;
+        difference.queued_bytes -= i64::from(claim.bytes);
+        difference.chunks += chunks.len() as i64;
+        difference.tokens += chunks.iter().map(|chunk| chunk.tokens as i64).sum::<i64>();
+    }
+    let ids: Vec<i64> = documents.iter().map(|(id, _, _)| *id).collect();
+    run(client, "DELETE FROM ingest.queue WHERE document_id = ANY ($1)", &[ids.clone().into()])?;
+    run(client, "DELETE FROM ingest.failures WHERE document_id = ANY ($1)", &[ids.clone().into()])?;
+    if pipeline.deletes_documents {
+        archiving(|| run(client, "DELETE FROM ingest.documents WHERE id = ANY ($1)", &[ids.into()]).map(drop))?;
+        // A document that was there before under this key is the same one, archived again.
+        difference.archived += documents.len() as i64 - replaced_documents;
+    }
+    if pipeline.blocked_for.is_some() {
+        run(
+            client,
+            "UPDATE ingest.pipeline SET blocked_error = NULL, blocked_until = NULL, blocked_times = 0
+             WHERE pipeline_id = $1 AND blocked_error IS NOT NULL",
+            &[pipeline.id.into()],
+        )?;
+    }
+    Ok(())
+}
+
+/// Plain INSERTs, so that partitioned and foreign tables serve. The cast to pgvector's type checks dimension and
+/// finiteness once more.
+fn insert_chunks(
+    client: &mut SpiClient,
+    target: &str,
+    pipeline: &Active,
+    documents: &[(i64, &Claim, &[EmbeddedChunk])],
+) -> Result<(), pgrx::spi::Error> {
+    let dimensions = pipeline.spec.dimensions;
+    let sql = format!(
+        "INSERT INTO {target} (document_key, chunk_no, content, tokens, metadata, embedding)
+         SELECT c.document_key, c.chunk_no, c.content, c.tokens, c.metadata::jsonb,
+                ($6::real[])[(c.place - 1) * $7 + 1 : c.place * $7]::{vector}
+         FROM unnest($1::text[], $2::int[], $3::text[], $4::int[], $5::text[])
+              WITH ORDINALITY AS c(document_key, chunk_no, content, tokens, metadata, place)",
+        vector = pipeline.vector_type,
+    );
+    let rows: Vec<(&Claim, usize, &EmbeddedChunk)> = documents
+        .iter()
+        .flat_map(|(_, claim, chunks)| chunks.iter().enumerate().map(move |(no, chunk)| (*claim, no, chunk)))
+        .collect();
+    for part in rows.chunks((MAX_FLOATS / dimensions.max(1)).clamp(1, MAX_CHUNKS)) {
+        let floats: Vec<f32> = part.iter().flat_map(|(_, _, chunk)| chunk.embedding.iter().copied()).collect();
+        run(
+            client,
+            &sql,
+            &[
+                part.iter().map(|(claim, _, _)| claim.key.as_str()).collect::<Vec<_>>().into(),
+                part.iter().map(|(_, no, _)| *no as i32).collect::<Vec<_>>().into(),
+                part.iter().map(|(_, _, chunk)| chunk.content.as_str()).collect::<Vec<_>>().into(),
+                part.iter().map(|(_, _, chunk)| chunk.tokens as i32).collect::<Vec<_>>().into(),
+                part.iter().map(|(claim, _, _)| claim.metadata.as_str()).collect::<Vec<_>>().into(),
+                float_array(&floats),
+                (dimensions as i32).into(),
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+/// A one-dimensional `real[]`, copied in one go: element by element it would take as long as writing the rows.
+fn float_array(floats: &[f32]) -> DatumWithOid<'static> {
+    let header = size_of::<pg_sys::ArrayType>() + 2 * size_of::<i32>();
+    let size = header + size_of_val(floats);
+    // SAFETY: palloc gives `size` bytes, aligned for any type, in the transaction's memory; the header is followed by one
+    // dimension, one lower bound and the elements, as array.h lays out an array without nulls. ArrayType's size is a
+    // multiple of 8 with the two numbers, so the elements start where ARR_DATA_PTR looks.
+    unsafe {
+        let array = pg_sys::palloc(size).cast::<pg_sys::ArrayType>();
+        pgrx::varlena::set_varsize_4b(array.cast(), size as i32);
+        (*array).ndim = 1;
+        (*array).dataoffset = 0;
+        (*array).elemtype = pg_sys::FLOAT4OID;
+        let shape = array.add(1).cast::<i32>();
+        shape.write(floats.len() as i32);
+        shape.add(1).write(1);
+        let data = array.cast::<u8>().add(header).cast::<f32>();
+        std::ptr::copy_nonoverlapping(floats.as_ptr(), data, floats.len());
+        DatumWithOid::new(pg_sys::Datum::from(array), pg_sys::FLOAT4ARRAYOID)
+    }
+}
+
+/// One more attempt, or a failure row.
+fn fail(
+    client: &mut SpiClient,
+    id: i64,
+    claim: &Claim,
+    error: &EmbedError,
+    jitter: u64,
+    difference: &mut Difference,
+) -> Result<(), pgrx::spi::Error> {
+    let attempts = claim.attempts + 1;
+    if error.retryable() && attempts < claim.pipeline.max_attempts {
+        let wait = retry_wait(attempts, jitter ^ id as u64);
+        run(
+            client,
+            "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL, attempts = $2,
+                    retry_at = clock_timestamp() + make_interval(secs => $3)
+             WHERE document_id = $1",
+            &[id.into(), attempts.into(), wait.into()],
+        )?;
+        return Ok(());
+    }
+    run(client, "DELETE FROM ingest.queue WHERE document_id = $1", &[id.into()])?;
+    run(
+        client,
+        "INSERT INTO ingest.failures AS f (pipeline, document_id, key, error_class, http_status, message, attempts, retryable)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+         ON CONFLICT (document_id) DO UPDATE
+             SET pipeline = EXCLUDED.pipeline, key = EXCLUDED.key, error_class = EXCLUDED.error_class,
+                 http_status = EXCLUDED.http_status, message = EXCLUDED.message,
+                 attempts = f.attempts + EXCLUDED.attempts, last_failed_at = clock_timestamp(), retryable = EXCLUDED.retryable",
+        &[
+            claim.pipeline.name.as_str().into(),
+            id.into(),
+            claim.key.as_str().into(),
+            error.class.as_str().into(),
+            error.http_status.map(i32::from).into(),
+            clean(&error.message).into(),
+            attempts.into(),
+            error.retryable().into(),
+        ],
+    )?;
+    difference.queued -= 1;
+    difference.queued_bytes -= i64::from(claim.bytes);
+    difference.failed += 1;
+    Ok(())
+}
+
+/// Seconds before attempt `attempts + 1`: doubling from 1 s, and a random half of it, so that documents that failed
+/// together do not come back together.
+fn retry_wait(attempts: i32, random: u64) -> f64 {
+    let full = 2f64.powi(attempts.clamp(1, 16) - 1).min(LONGEST_RETRY_WAIT);
+    full * (0.5 + 0.5 * (random % 1024) as f64 / 1024.0)
+}
+
+/// Stops taking documents of a pipeline, visibly, for a while.
+fn block(client: &mut SpiClient, pipeline: &Active, error: &EmbedError) -> Result<(), pgrx::spi::Error> {
+    let message = match &error.hint {
+        Some(hint) => format!("{} ({hint})", error.message),
+        None => error.message.clone(),
+    };
+    let message = clean(&message);
+    warning!("pg_ingest: pipeline {:?} is blocked: {message}", pipeline.name);
+    run(
+        client,
+        "UPDATE ingest.pipeline
+         SET blocked_error = $2, blocked_times = blocked_times + 1,
+             blocked_until = clock_timestamp() + make_interval(secs => least($3 * 2.0 ^ least(blocked_times, 10), $4))
+         WHERE pipeline_id = $1",
+        &[pipeline.id.into(), message.into(), BLOCKED_WAIT.0.into(), BLOCKED_WAIT.1.into()],
+    )?;
+    Ok(())
+}
+
+/// A message as it may be stored: no control characters, not endless.
+fn clean(message: &str) -> String {
+    message
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_MESSAGE)
+        .collect()
+}

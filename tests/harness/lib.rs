@@ -1,0 +1,19 @@
+//! What the tests stand on: private Postgres clusters, fresh databases in them, and ways to wait and to look.
+//!
+//! The way through: [`Cluster`] starts a server as an unprivileged user and takes it away again (`cluster`);
+//! [`Database`] is a new database with the extension (`database`); [`wait_until`] waits for a condition, never for a time
+//! (`waiting`); `process` looks at and signals the server's processes; [`texts`] holds something to embed.
+//!
+//! Environment: `PG_CONFIG` names the Postgres to test (else the `pg_config` on the path), with pgvector, pg_ingest and
+//! the model installed; `PG_INGEST_TEST_USER` names the user that runs it when the tests run as root.
+
+mod cluster;
+mod database;
+mod process;
+pub mod texts;
+mod waiting;
+
+pub use cluster::{Cluster, shared_cluster};
+pub use database::{Database, Progress, ServerError, SqlResult, connect_options, quoted};
+pub use process::{cpu_ticks, signal};
+pub use waiting::{SOON, wait_until};
