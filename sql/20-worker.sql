@@ -20,12 +20,12 @@ LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'worker_problem_wr
 COMMENT ON FUNCTION ingest.worker_problem() IS 'Why no worker serves this database; null when one does';
 
 -- Work that triggers do on a target: as the pipeline's owner and in a security-restricted context.
-CREATE FUNCTION ingest.delete_chunks(pipeline_id int, keys text[], OUT chunks bigint, OUT tokens bigint)
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'delete_chunks_wrapper';
+CREATE FUNCTION ingest.delete_chunks(pipeline_id int, keys text[]) RETURNS TABLE (chunks bigint, tokens bigint)
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'delete_chunks_wrapper';
 COMMENT ON FUNCTION ingest.delete_chunks(int, text[]) IS 'Removes the chunks of the documents with these keys (all when null) as the pipeline''s owner';
 
 CREATE FUNCTION ingest.replace_metadata(pipeline_id int, keys text[], metadata jsonb[]) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'replace_metadata_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'replace_metadata_wrapper';
 COMMENT ON FUNCTION ingest.replace_metadata(int, text[], jsonb[]) IS 'Writes changed metadata to the chunks of documents as the pipeline''s owner';
 
 CREATE FUNCTION ingest.worker_is_archiving() RETURNS boolean

@@ -40,6 +40,7 @@ CREATE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF ingest.is_restoring() THEN
+        PERFORM ingest.wake();
         RETURN NULL;
     END IF;
     WITH added AS (
@@ -67,6 +68,8 @@ DECLARE
     gone record;
     removed record;
 BEGIN
+    -- A worker that is settling one of them is waited for here, so that the next statement sees what it settled.
+    PERFORM FROM ingest.queue q WHERE q.document_id = ANY (ids) FOR UPDATE;
     -- Documents with neither row were embedded and leave no other trace.
     WITH dequeued AS (
         DELETE FROM ingest.queue q WHERE q.document_id = ANY (ids) RETURNING q.document_id, q.pipeline_id, q.bytes
@@ -144,7 +147,9 @@ BEGIN
         woken := true;
     END IF;
 
-    -- New content is queued once, whatever was waiting; a claim on the old content is void.
+    -- New content is queued once, whatever was waiting; a claim on the old content is void. A worker that is settling
+    -- one of the documents is waited for first, so that the statement after sees what it settled.
+    PERFORM FROM ingest.queue q JOIN new_rows n ON n.id = q.document_id FOR UPDATE OF q;
     WITH changed AS (
         SELECT n.id, p.pipeline_id, coalesce(octet_length(n.content), 0) AS bytes
         FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
@@ -194,6 +199,12 @@ DECLARE
     emptied record;
     removed record;
 BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'TRUNCATE ingest.documents needs isolation level READ COMMITTED'
+            USING ERRCODE = 'invalid_transaction_state',
+                  DETAIL = format('A %s transaction does not see all that it would remove.', current_setting('transaction_isolation')),
+                  HINT = 'Use DELETE FROM ingest.documents.';
+    END IF;
     DELETE FROM ingest.queue;
     DELETE FROM ingest.failures;
     FOR emptied IN SELECT t.*, p.on_success FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) LOOP
@@ -231,3 +242,25 @@ CREATE TRIGGER documents_deleted AFTER DELETE ON ingest.documents
     REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION ingest.documents_deleted();
 CREATE TRIGGER documents_truncated AFTER TRUNCATE ON ingest.documents
     FOR EACH STATEMENT EXECUTE FUNCTION ingest.documents_truncated();
+
+-- A restored queue: claims of the server that was dumped mean nothing here, and nobody else wakes the worker for it.
+CREATE FUNCTION ingest.claim_without_worker() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.claimed_by := NULL;
+    NEW.claim_token := NULL;
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION ingest.claim_without_worker() IS 'Frees restored documents that were in flight when they were dumped';
+CREATE TRIGGER claim_without_worker BEFORE INSERT ON ingest.queue
+    FOR EACH ROW WHEN (NEW.claimed_by IS NOT NULL) EXECUTE FUNCTION ingest.claim_without_worker();
+
+CREATE FUNCTION ingest.queue_restored() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM ingest.wake();
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION ingest.queue_restored() IS 'Wakes the worker for a restored queue';
+CREATE TRIGGER queue_restored AFTER INSERT ON ingest.queue
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION ingest.queue_restored();

@@ -12,15 +12,19 @@ BEGIN
             HINT = 'Classes: rate_limited, quota_exhausted, auth, invalid_request, too_large, timeout, unavailable, bad_response, internal.';
     END IF;
     -- The failure row stays until the document succeeds, so that first_failed_at tells the whole story.
-    WITH again AS (
-        INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
-        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0)
+    -- A document that is being deleted or changed is waited for, and left to whoever does that.
+    WITH chosen AS (
+        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0) AS bytes
         FROM ingest.failures f
         JOIN ingest.pipeline p ON p.name = f.pipeline
         JOIN ingest.documents d ON d.id = f.document_id
         WHERE (retry.pipeline IS NULL OR f.pipeline = retry.pipeline)
           AND (retry.key IS NULL OR f.key = retry.key)
           AND (retry.error_class IS NULL OR f.error_class = retry.error_class)
+        FOR UPDATE OF f FOR NO KEY UPDATE OF d
+    ), again AS (
+        INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
+        SELECT document_id, pipeline_id, bytes FROM chosen
         ON CONFLICT (document_id) DO NOTHING
         RETURNING pipeline_id, bytes
     ), counted AS (
@@ -42,6 +46,15 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
     WHERE pending_documents.pipeline IS NULL OR p.name = pending_documents.pipeline
 $$;
 COMMENT ON FUNCTION ingest.pending_documents(text) IS 'Documents waiting or in flight, in one pipeline or in all';
+
+CREATE FUNCTION ingest.stuck_pipelines(pipeline text) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT string_agg(format('%s is %s%s', p.pipeline, p.state, coalesce(': ' || p.last_error, '')), '; ')
+    FROM ingest.progress p
+    WHERE p.state IN ('paused', 'blocked') AND p.pending > 0
+      AND (stuck_pipelines.pipeline IS NULL OR p.pipeline = stuck_pipelines.pipeline)
+$$;
+COMMENT ON FUNCTION ingest.stuck_pipelines(text) IS 'Paused or blocked pipelines with documents waiting, as a sentence; null when there are none';
 
 CREATE FUNCTION ingest.wait(pipeline text = NULL, timeout interval = NULL) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -67,9 +80,7 @@ BEGIN
             RETURN false;
         END IF;
         IF NOT warned AND nap >= 0.1 THEN
-            SELECT string_agg(format('%s is %s%s', p.pipeline, p.state, coalesce(': ' || p.last_error, '')), '; ') INTO stuck
-            FROM ingest.progress p
-            WHERE p.state IN ('paused', 'blocked') AND p.pending > 0 AND (wait.pipeline IS NULL OR p.pipeline = wait.pipeline);
+            stuck := ingest.stuck_pipelines(pipeline);
             IF stuck IS NOT NULL THEN
                 RAISE WARNING 'waiting for documents that nobody embeds now: %', stuck;
                 warned := true;

@@ -193,6 +193,12 @@ impl Shared {
         self.wake_launcher();
     }
 
+    /// Asks the launcher to look at every database.
+    pub fn request_all(&self) {
+        self.look_at_all.store(true, Ordering::Release);
+        self.wake_launcher();
+    }
+
     /// The databases to look at, and whether to look at all; forgets them.
     pub fn take_requests(&self) -> (Vec<pg_sys::Oid>, bool) {
         let all = self.look_at_all.swap(false, Ordering::AcqRel);

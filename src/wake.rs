@@ -13,6 +13,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 thread_local! {
     static WAKE_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
+    static DATABASE_CREATED: Cell<bool> = const { Cell::new(false) };
 }
 
 static mut PREVIOUS_UTILITY_HOOK: pg_sys::ProcessUtility_hook_type = None;
@@ -40,9 +41,15 @@ unsafe extern "C-unwind" fn at_transaction_end(event: pg_sys::XactEvent::Type, _
             if WAKE_AT_COMMIT.replace(false) {
                 now();
             }
+            if DATABASE_CREATED.replace(false)
+                && let Some(shared) = shmem::get()
+            {
+                shared.request_all();
+            }
         }
         pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             WAKE_AT_COMMIT.set(false);
+            DATABASE_CREATED.set(false);
         }
         _ => {}
     }
@@ -100,9 +107,13 @@ unsafe extern "C-unwind" fn process_utility(
     completion: *mut pg_sys::QueryCompletion,
 ) {
     // SAFETY: Postgres passes a planned utility statement; its node tag says what it is.
-    let (vacated, wakes) = unsafe {
+    let (vacated, wakes, creates) = unsafe {
         let node = (*statement).utilityStmt;
-        (database_to_vacate(node).and_then(Vacated::new), wakes(node))
+        (
+            database_to_vacate(node).and_then(Vacated::new),
+            wakes(node),
+            (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt,
+        )
     };
     // An error unwinds through this frame, and `vacated` is dropped on its way.
     // SAFETY: the arguments are handed on as they came.
@@ -135,6 +146,10 @@ unsafe extern "C-unwind" fn process_utility(
     drop(vacated);
     if wakes {
         at_commit();
+    }
+    if creates {
+        // Its template may have had the extension.
+        DATABASE_CREATED.set(true);
     }
 }
 

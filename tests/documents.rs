@@ -75,10 +75,10 @@ fn an_update_replaces_the_chunks_at_once() {
     let first = db.one::<i64>("SELECT count(*) FROM ingest.default_chunks");
     assert!(first >= 4);
 
-    let stop = AtomicBool::new(false);
+    let (cluster, name, stop) = (db.cluster(), db.name(), &AtomicBool::new(false));
     let seen = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
-            let mut client = db.cluster().client(db.name());
+        let watcher = scope.spawn(move || {
+            let mut client = cluster.client(name);
             let mut seen = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let row = client
@@ -446,8 +446,9 @@ fn commit_prepared_wakes_the_worker() {
     db.run(&format!("COMMIT PREPARED '{gid}'"));
     wait_until("the prepared document is embedded", SOON, || keys(&db) == ["p"]);
     db.run(&format!(
-        "BEGIN; INSERT INTO ingest.documents (key, content) VALUES ('q', 'Never.'); PREPARE TRANSACTION '{gid}'; ROLLBACK PREPARED '{gid}'"
+        "BEGIN; INSERT INTO ingest.documents (key, content) VALUES ('q', 'Never.'); PREPARE TRANSACTION '{gid}'"
     ));
+    db.run(&format!("ROLLBACK PREPARED '{gid}'"));
     db.quiesce();
     assert_eq!(db.progress().counts(), (1, 1, 0, 0));
 }

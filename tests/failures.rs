@@ -32,7 +32,7 @@ fn provide_model(cluster: &Cluster, name: &str) -> PathBuf {
     directory
 }
 
-fn database() -> Database {
+fn database() -> Database<'static> {
     let db = Database::new_in(cluster());
     db.run("SELECT ingest.create_pipeline()");
     db

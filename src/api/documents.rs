@@ -80,7 +80,7 @@ fn replace_metadata(
     Spi::run_with_args(
         &format!(
             "UPDATE {target} AS t SET metadata = u.metadata::jsonb
-             FROM pg_catalog.unnest($1::text[], $2::text[]) AS u(key, metadata)
+             FROM unnest($1::text[], $2::text[]) AS u(key, metadata)
              WHERE t.document_key OPERATOR(pg_catalog.=) u.key"
         ),
         &[keys.into(), metadata.into()],

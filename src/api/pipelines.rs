@@ -299,6 +299,12 @@ fn create_pipeline(
     }
     // SAFETY: a plain read.
     let owner = unsafe { pg_sys::GetUserId() };
+    // Chunks that are in an existing table already belong to documents that may be replaced later.
+    let (chunks, tokens) = Spi::get_two::<i64, i64>(&format!(
+        "SELECT count(*), coalesce(sum(tokens), 0)::bigint FROM {}",
+        quote_qualified_identifier(&table.0, &table.1)
+    ))
+    .or_raise();
     let _acting = ActingAs::extension_owner();
     Spi::run_with_args(
         "WITH made AS (
@@ -306,7 +312,7 @@ fn create_pipeline(
                                           splitter, concurrency, batch_size, max_attempts, index, on_success)
              VALUES ($1, $2, $3, $4, $5, 'chunks', $6, $7, $8, $9, $10, $11, $12, $13)
              RETURNING pipeline_id)
-         INSERT INTO ingest.counter (pipeline_id) SELECT pipeline_id FROM made",
+         INSERT INTO ingest.counter (pipeline_id, chunks, tokens) SELECT pipeline_id, $14, $15 FROM made",
         &[
             name.into(),
             owner.into(),
@@ -321,6 +327,8 @@ fn create_pipeline(
             settings.max_attempts.into(),
             settings.index.into(),
             settings.on_success.into(),
+            chunks.into(),
+            tokens.into(),
         ],
     )
     .or_raise();

@@ -17,8 +17,10 @@ use crate::worker::transaction::{SqlError, run, transaction};
 /// Documents taken or written by one transaction at most.
 pub const MAX_BATCH: usize = 128;
 
-/// A document that this worker holds. Its ticket is its id.
+/// A document that this worker holds.
 pub struct Claim {
+    /// The document's id.
+    pub document: i64,
     /// Its pipeline, as it was when the document was taken.
     pub pipeline: Arc<Active>,
     /// What must still stand in its queue row when it is written.
@@ -37,6 +39,9 @@ pub struct Claim {
 pub struct Claims {
     worker: i32,
     held: HashMap<u64, Claim>,
+    /// The next ticket. Each submission has its own: a document that was changed while the engine had it is taken and
+    /// submitted again, and the answer for its old content must not pass for the new one's.
+    next_ticket: u64,
     /// Documents that end without the engine.
     refused: Vec<Outcome>,
     random: RandomState,
@@ -63,6 +68,7 @@ impl Claims {
         Self {
             worker,
             held: HashMap::new(),
+            next_ticket: 0,
             refused: Vec::new(),
             random: RandomState::new(),
             takes: 0,
@@ -125,10 +131,12 @@ impl Claims {
             let Some(candidate) = sizes.get(&document.id) else {
                 continue;
             };
-            let ticket = document.id as u64;
+            let ticket = self.next_ticket;
+            self.next_ticket += 1;
             self.held.insert(
                 ticket,
                 Claim {
+                    document: document.id,
                     pipeline: Arc::clone(pipeline),
                     token,
                     key: document.key,

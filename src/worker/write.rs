@@ -230,13 +230,13 @@ fn write(batch: &[Outcome], claims: &Claims, jitter: u64) -> Settled {
             .filter_map(|outcome| Some((outcome, claims.get(outcome.ticket())?)))
             .collect();
         let mut settled = Settled::default();
-        let ids: Vec<i64> = held.iter().map(|(o, _)| o.ticket() as i64).collect();
+        let ids: Vec<i64> = held.iter().map(|(_, claim)| claim.document).collect();
         let ours = tokens(
             client,
             "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1) FOR UPDATE SKIP LOCKED",
             &ids,
         )?;
-        let valid = |claim: &Claim, id: i64, rows: &BTreeMap<i64, i64>| rows.get(&id) == Some(&claim.token);
+        let valid = |claim: &Claim, rows: &BTreeMap<i64, i64>| rows.get(&claim.document) == Some(&claim.token);
         let missing: Vec<i64> = ids.iter().copied().filter(|id| !ours.contains_key(id)).collect();
         let locked = if missing.is_empty() {
             BTreeMap::new()
@@ -249,11 +249,10 @@ fn write(batch: &[Outcome], claims: &Claims, jitter: u64) -> Settled {
         };
         let mut by_pipeline: BTreeMap<i32, Vec<(&Outcome, &Claim)>> = BTreeMap::new();
         for (outcome, claim) in held {
-            let id = outcome.ticket() as i64;
-            if valid(claim, id, &ours) {
+            if valid(claim, &ours) {
                 by_pipeline.entry(claim.pipeline.id).or_default().push((outcome, claim));
                 settled.ended.push(outcome.ticket());
-            } else if valid(claim, id, &locked) {
+            } else if valid(claim, &locked) {
                 settled.locked.push(outcome.ticket());
             }
         }
@@ -296,10 +295,10 @@ fn write_pipeline(
     };
     let pipeline = &first.pipeline;
     let mut difference = Difference::default();
-    let embedded: Vec<(i64, &Claim, &[EmbeddedChunk])> = documents
+    let embedded: Vec<(&Claim, &[EmbeddedChunk])> = documents
         .iter()
         .filter_map(|(outcome, claim)| match outcome {
-            Outcome::Embedded { ticket, chunks } => Some((*ticket as i64, *claim, chunks.as_slice())),
+            Outcome::Embedded { chunks, .. } => Some((*claim, chunks.as_slice())),
             _ => None,
         })
         .collect();
@@ -308,17 +307,16 @@ fn write_pipeline(
     }
     let mut unusable = None;
     for (outcome, claim) in documents {
-        let id = outcome.ticket() as i64;
         match outcome {
             Outcome::Embedded { .. } => {}
             Outcome::Failed { error, .. } => {
-                fail(client, id, claim, error, jitter, &mut difference)?;
+                fail(client, claim, error, jitter, &mut difference)?;
             }
             Outcome::Unusable { error, .. } => {
                 run(
                     client,
                     "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL WHERE document_id = $1",
-                    &[id.into()],
+                    &[claim.document.into()],
                 )?;
                 unusable = Some(error);
             }
@@ -347,14 +345,14 @@ fn write_pipeline(
 fn write_embedded(
     client: &mut SpiClient,
     pipeline: &Arc<Active>,
-    documents: &[(i64, &Claim, &[EmbeddedChunk])],
+    documents: &[(&Claim, &[EmbeddedChunk])],
     difference: &mut Difference,
 ) -> Result<(), pgrx::spi::Error> {
     let target = match &pipeline.target {
         Ok(target) => target,
         Err(problem) => crate::errors::UserError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, problem).raise(),
     };
-    let keys: Vec<String> = documents.iter().map(|(_, claim, _)| claim.key.clone()).collect();
+    let keys: Vec<String> = documents.iter().map(|(claim, _)| claim.key.clone()).collect();
     let replaced_documents;
     {
         let _acting = ActingAs::new(pipeline.owner);
@@ -374,13 +372,13 @@ fn write_embedded(
         // Deferred constraints and triggers of the target run here, as its owner, and not at the worker's commit.
         run(client, "SET CONSTRAINTS ALL IMMEDIATE", &[])?;
     }
-    for (_, claim, chunks) in documents {
+    for (claim, chunks) in documents {
         difference.queued -= 1;
         difference.queued_bytes -= i64::from(claim.bytes);
         difference.chunks += chunks.len() as i64;
         difference.tokens += chunks.iter().map(|chunk| chunk.tokens as i64).sum::<i64>();
     }
-    let ids: Vec<i64> = documents.iter().map(|(id, _, _)| *id).collect();
+    let ids: Vec<i64> = documents.iter().map(|(claim, _)| claim.document).collect();
     run(client, "DELETE FROM ingest.queue WHERE document_id = ANY ($1)", &[ids.clone().into()])?;
     run(client, "DELETE FROM ingest.failures WHERE document_id = ANY ($1)", &[ids.clone().into()])?;
     if pipeline.deletes_documents {
@@ -405,7 +403,7 @@ fn insert_chunks(
     client: &mut SpiClient,
     target: &str,
     pipeline: &Active,
-    documents: &[(i64, &Claim, &[EmbeddedChunk])],
+    documents: &[(&Claim, &[EmbeddedChunk])],
 ) -> Result<(), pgrx::spi::Error> {
     let dimensions = pipeline.spec.dimensions;
     let sql = format!(
@@ -418,7 +416,7 @@ fn insert_chunks(
     );
     let rows: Vec<(&Claim, usize, &EmbeddedChunk)> = documents
         .iter()
-        .flat_map(|(_, claim, chunks)| chunks.iter().enumerate().map(move |(no, chunk)| (*claim, no, chunk)))
+        .flat_map(|(claim, chunks)| chunks.iter().enumerate().map(move |(no, chunk)| (*claim, no, chunk)))
         .collect();
     for part in rows.chunks((MAX_FLOATS / dimensions.max(1)).clamp(1, MAX_CHUNKS)) {
         let floats: Vec<f32> = part.iter().flat_map(|(_, _, chunk)| chunk.embedding.iter().copied()).collect();
@@ -464,12 +462,12 @@ fn float_array(floats: &[f32]) -> DatumWithOid<'static> {
 /// One more attempt, or a failure row.
 fn fail(
     client: &mut SpiClient,
-    id: i64,
     claim: &Claim,
     error: &EmbedError,
     jitter: u64,
     difference: &mut Difference,
 ) -> Result<(), pgrx::spi::Error> {
+    let id = claim.document;
     let attempts = claim.attempts + 1;
     if error.retryable() && attempts < claim.pipeline.max_attempts {
         let wait = retry_wait(attempts, jitter ^ id as u64);

@@ -12,8 +12,8 @@ use crate::cluster::{Cluster, shared_cluster};
 use crate::waiting::{SOON, wait_until};
 
 /// A database of a cluster, dropped with its content at the end of the test.
-pub struct Database {
-    cluster: &'static Cluster,
+pub struct Database<'c> {
+    cluster: &'c Cluster,
     name: String,
     client: RefCell<Option<Client>>,
 }
@@ -96,21 +96,36 @@ pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-impl Database {
+impl Database<'static> {
     /// A new database of the file's shared cluster, with the extension.
     pub fn new() -> Self {
         Self::new_in(shared_cluster(&[]))
     }
 
+    /// As [`new`](Self::new), with the pipeline `default`.
+    pub fn with_pipeline() -> Self {
+        let database = Self::new();
+        database.run("SELECT ingest.create_pipeline()");
+        database
+    }
+}
+
+impl Default for Database<'static> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'c> Database<'c> {
     /// A new database of this cluster, with the extension.
-    pub fn new_in(cluster: &'static Cluster) -> Self {
+    pub fn new_in(cluster: &'c Cluster) -> Self {
         let database = Self::empty_in(cluster);
         database.run("CREATE EXTENSION pg_ingest CASCADE");
         database
     }
 
     /// A new database of this cluster, with nothing in it.
-    pub fn empty_in(cluster: &'static Cluster) -> Self {
+    pub fn empty_in(cluster: &'c Cluster) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{number}");
@@ -131,20 +146,13 @@ impl Database {
         }
     }
 
-    /// As [`new`](Self::new), with the pipeline `default`.
-    pub fn with_pipeline() -> Self {
-        let database = Self::new();
-        database.run("SELECT ingest.create_pipeline()");
-        database
-    }
-
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Its cluster.
-    pub fn cluster(&self) -> &'static Cluster {
+    pub fn cluster(&self) -> &'c Cluster {
         self.cluster
     }
 
@@ -290,18 +298,12 @@ impl Database {
     /// Waits until the worker is idle and has folded the counters: nothing is left for it to do.
     pub fn quiesce(&self) {
         self.settle();
+        let folded = || self.one::<bool>("SELECT NOT EXISTS (SELECT FROM ingest.counter_delta)");
+        wait_until("the worker has folded the counters", SOON, folded);
         wait_until("the worker is idle", SOON, || {
-            self.one(
-                "SELECT NOT EXISTS (SELECT FROM ingest.counter_delta)
-                        AND (SELECT bool_and(state = 'idle') FROM ingest.workers WHERE database = current_database())",
-            )
+            self.one::<Option<bool>>("SELECT bool_and(state = 'idle') FROM ingest.workers WHERE database = current_database()")
+                == Some(true)
         });
-    }
-}
-
-impl Default for Database {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -337,7 +339,7 @@ impl Progress {
     }
 }
 
-impl Drop for Database {
+impl Drop for Database<'_> {
     fn drop(&mut self) {
         self.disconnect();
         if std::thread::panicking() {

@@ -126,8 +126,9 @@ pub(crate) struct WordCounts {
     entries: Box<[AtomicU64]>,
 }
 
-/// Longer words are rare, and would drive short ones out. In bytes.
-const REMEMBERED_WORD: usize = 64;
+/// Longer words are rare, and would drive short ones out. A line of base64 is still remembered while a chunk's end is
+/// searched for. In bytes.
+const REMEMBERED_WORD: usize = 128;
 const ENTRIES: usize = 1 << 16;
 
 impl WordCounts {

@@ -41,7 +41,7 @@ pub struct Source {
     pub figures: Vec<String>,
     /// The document, by name.
     pub source: String,
-    /// When it was read, as year and month.
+    /// As of when, as year and month.
     pub date: String,
 }
 

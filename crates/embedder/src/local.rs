@@ -28,10 +28,10 @@ const DEFAULT_MAX_TOKENS: usize = 512;
 
 /// How many tokens, padding included, one inference reads at most, if it has more than one text.
 ///
-/// Measured with all-MiniLM-L6-v2 on two cores of a virtual AMD EPYC with AVX2 (`examples/throughput.rs`, tokens a second
-/// of CPU time, texts of 6 / 18 / 66 / 252 tokens): one text at a time 1,290 / 2,340 / 3,060 / 2,770; up to 256 tokens
-/// 3,330 / 3,520 / 3,090 / 2,720; 1,024: 3,190 / 3,250 / 3,120 / 2,640; 2,048: 3,190 / 3,090 / 2,960 / 2,430, and 100 MB
-/// more. Beyond 256 tokens the activations only leave the cache.
+/// Measured with all-MiniLM-L6-v2 on a virtual AMD EPYC with AVX2 (`examples/embed_speed.rs`), in tokens a second of CPU
+/// time, for texts of 6 / 18 / 66 / 252 tokens: one text at a time 1,290 / 2,340 / 3,060 / 2,770; up to 256 tokens
+/// 3,330 / 3,520 / 3,090 / 2,720; 1,024: 3,190 / 3,250 / 3,120 / 2,640; 2,048: 3,190 / 3,090 / 2,960 / 2,430 and 100 MB
+/// more memory. With two threads on two free cores it is 6,200 to 6,500 tokens a second.
 ///
 /// Texts that share an inference leave each other's vectors alone as long as the graph computes with floats, as it does
 /// in the int8 files of this model that store small weights and widen them. A graph that quantises its *activations* while

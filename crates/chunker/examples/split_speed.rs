@@ -1,4 +1,4 @@
-//! How fast documents are counted and cut, on one core: `cargo run --release -p chunker --example throughput [FILE…]`.
+//! How fast documents are counted and cut, on one core: `cargo run --release -p chunker --example split_speed [FILE…]`.
 //!
 //! The files are joined to one text; with `PG_INGEST_MODEL_DIR` set, `all-MiniLM-L6-v2/tokenizer.json` below it is measured
 //! beside `cl100k_base`. Then come texts made to be hard, of `MB` (20) megabytes each; `ONLY` picks those whose name holds it.
@@ -18,7 +18,8 @@ fn main() {
     if !files.is_empty() {
         texts.push(("the files", files.clone()));
     }
-    let megabytes = std::env::var("MB").map_or(20, |megabytes| megabytes.parse().expect("a number"));
+    let megabytes =
+        std::env::var("MB").map_or(20, |megabytes| megabytes.parse().expect("a number"));
     let size = megabytes << 20;
     let repeated = |pattern: &str| pattern.repeat(size / pattern.len());
     texts.push((
@@ -27,6 +28,10 @@ fn main() {
     ));
     texts.push(("one letter, again and again", repeated("x")));
     texts.push(("a a a a", repeated("a ")));
+    texts.push((
+        "letters among newlines",
+        repeated(&format!("{}a", "\n".repeat(200))),
+    ));
     texts.push(("newlines", "\n".repeat(1_000_000)));
     texts.push((
         "text, a million newlines, text",
@@ -77,7 +82,7 @@ fn main() {
                 megabytes / counting
             );
             for splitter in [Splitter::Text, Splitter::Markdown] {
-                for (chunk_tokens, chunk_overlap) in [(254, 32), (512, 0), (8191, 0)] {
+                for (chunk_tokens, chunk_overlap) in [(254, 32), (512, 0)] {
                     let start = Instant::now();
                     let options = SplitOptions {
                         splitter,

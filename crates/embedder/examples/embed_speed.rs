@@ -1,4 +1,4 @@
-//! How fast a local model embeds: `PG_INGEST_MODEL_DIR=… cargo run --release -p embedder --example throughput [THREADS]`.
+//! How fast a local model embeds: `PG_INGEST_MODEL_DIR=… cargo run --release -p embedder --example embed_speed [THREADS]`.
 
 use std::path::PathBuf;
 use std::time::Instant;
