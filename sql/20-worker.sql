@@ -19,6 +19,10 @@ CREATE FUNCTION ingest.worker_problem() RETURNS text
 LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'worker_problem_wrapper';
 COMMENT ON FUNCTION ingest.worker_problem() IS 'Why no worker serves this database; null when one does';
 
+CREATE FUNCTION ingest.is_preloaded() RETURNS boolean
+LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'is_preloaded_wrapper';
+COMMENT ON FUNCTION ingest.is_preloaded() IS 'Whether the server loaded pg_ingest at its start (shared_preload_libraries)';
+
 -- Work that triggers do on a target: as the pipeline's owner and in a security-restricted context.
 CREATE FUNCTION ingest.delete_chunks(pipeline_id int, keys text[]) RETURNS TABLE (chunks bigint, tokens bigint)
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'delete_chunks_wrapper';

@@ -134,14 +134,13 @@ CREATE FUNCTION ingest.doctor() RETURNS TABLE ("check" text, ok boolean, detail 
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     problem text := ingest.worker_problem();
-    preloaded boolean := EXISTS (SELECT FROM unnest(string_to_array(current_setting('shared_preload_libraries'), ',')) AS l
-                                 WHERE btrim(l, ' "') IN ('pg_ingest', '$libdir/pg_ingest'));
+    preloaded boolean := ingest.is_preloaded();
     vector_version text := (SELECT extversion FROM pg_extension WHERE extname = 'vector');
     p record;
     model_error text;
 BEGIN
     "check" := 'preload'; ok := preloaded;
-    detail := format('shared_preload_libraries = %L', current_setting('shared_preload_libraries'));
+    detail := CASE WHEN preloaded THEN 'the library was loaded at server start' ELSE 'the library was not loaded at server start' END;
     hint := CASE WHEN NOT preloaded THEN 'Add pg_ingest to shared_preload_libraries in postgresql.conf and restart the server.' END;
     RETURN NEXT;
 

@@ -33,6 +33,7 @@ impl UserError {
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             format!("{what} is not supported yet"),
         )
+        .hint("What works today, and what is planned, is listed in the README.")
     }
 
     /// The particulars.

@@ -23,8 +23,8 @@ impl ActingAs {
             pg_sys::SetUserIdAndSecContext(
                 role,
                 before.context
-                    | (pg_sys::SECURITY_LOCAL_USERID_CHANGE
-                        | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32,
+                    | (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION)
+                        as i32,
             );
         }
         before

@@ -114,7 +114,10 @@ fn share_directory() -> PathBuf {
     let mut buffer = [0 as std::ffi::c_char; pg_sys::MAXPGPATH as usize];
     // SAFETY: my_exec_path is set at server start; get_share_path writes at most MAXPGPATH bytes with a final NUL.
     let path = unsafe {
-        pg_sys::get_share_path((&raw const pg_sys::my_exec_path).cast(), buffer.as_mut_ptr());
+        pg_sys::get_share_path(
+            (&raw const pg_sys::my_exec_path).cast(),
+            buffer.as_mut_ptr(),
+        );
         CStr::from_ptr(buffer.as_ptr())
     };
     PathBuf::from(path.to_string_lossy().into_owned())

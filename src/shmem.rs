@@ -325,12 +325,8 @@ impl Shared {
     /// Ends [`Shared::send_workers_away`].
     pub fn allow_workers(&self, database: pg_sys::Oid) {
         for entry in &self.leaving {
-            let _ = entry.compare_exchange(
-                database.to_u32(),
-                0,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            );
+            let _ =
+                entry.compare_exchange(database.to_u32(), 0, Ordering::SeqCst, Ordering::SeqCst);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Telling the worker that a commit added work, and getting it out of the way of DROP DATABASE.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 thread_local! {
     static WAKE_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
     static DATABASE_CREATED: Cell<bool> = const { Cell::new(false) };
+    /// This database, while a transaction drops the extension in it.
+    static DROPPING: RefCell<Option<Vacated>> = const { RefCell::new(None) };
 }
 
 static mut PREVIOUS_UTILITY_HOOK: pg_sys::ProcessUtility_hook_type = None;
@@ -35,7 +37,18 @@ pub fn at_commit() {
 
 /// Runs after the commit is visible. Must not raise: nothing in it can.
 #[pg_guard]
-unsafe extern "C-unwind" fn at_transaction_end(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
+unsafe extern "C-unwind" fn at_transaction_end(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut c_void,
+) {
+    if matches!(
+        event,
+        pg_sys::XactEvent::XACT_EVENT_COMMIT
+            | pg_sys::XactEvent::XACT_EVENT_ABORT
+            | pg_sys::XactEvent::XACT_EVENT_PREPARE
+    ) {
+        DROPPING.take();
+    }
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
             if WAKE_AT_COMMIT.replace(false) {
@@ -107,6 +120,14 @@ unsafe extern "C-unwind" fn process_utility(
     completion: *mut pg_sys::QueryCompletion,
 ) {
     // SAFETY: Postgres passes a planned utility statement; its node tag says what it is.
+    if unsafe { drops_extension((*statement).utilityStmt) } {
+        // Until the transaction ends: a worker that came back earlier would wait for the locks of the drop, or it for
+        // the worker's.
+        // SAFETY: a plain global.
+        let vacated = Vacated::new(unsafe { pg_sys::MyDatabaseId });
+        DROPPING.replace(vacated);
+    }
+    // SAFETY: as above.
     let (vacated, wakes, creates) = unsafe {
         let node = (*statement).utilityStmt;
         (
@@ -173,6 +194,40 @@ unsafe fn wakes(node: *mut pg_sys::Node) -> bool {
     }
 }
 
+/// Whether a statement drops pg_ingest: itself, with its schema, or with pgvector.
+unsafe fn drops_extension(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: the tag tells the type of the node; DROP EXTENSION and DROP SCHEMA carry a list of names.
+    unsafe {
+        if (*node).type_ != pg_sys::NodeTag::T_DropStmt {
+            return false;
+        }
+        let drop = node.cast::<pg_sys::DropStmt>();
+        let names: &[&CStr] = match (*drop).removeType {
+            pg_sys::ObjectType::OBJECT_EXTENSION => &[c"pg_ingest", c"vector"],
+            pg_sys::ObjectType::OBJECT_SCHEMA => &[c"ingest"],
+            _ => return false,
+        };
+        let objects = (*drop).objects;
+        let named = !objects.is_null()
+            && (0..(*objects).length).any(|index| {
+                let object = (*(*objects).elements.add(index as usize)).ptr_value;
+                names.contains(&name_of(object.cast()))
+            });
+        named && may_vacate(pg_sys::MyDatabaseId)
+    }
+}
+
+/// The text of a name in a parse tree.
+unsafe fn name_of<'a>(node: *mut pg_sys::Node) -> &'a CStr {
+    // SAFETY: the node is a string, as the grammar makes names.
+    unsafe {
+        #[cfg(feature = "pg14")]
+        return CStr::from_ptr((*node.cast::<pg_sys::Value>()).val.str_);
+        #[cfg(not(feature = "pg14"))]
+        return CStr::from_ptr((*node.cast::<pg_sys::String>()).sval);
+    }
+}
+
 /// The database that a statement needs to have to itself, when the user may do that to it.
 unsafe fn database_to_vacate(node: *mut pg_sys::Node) -> Option<pg_sys::Oid> {
     use pg_sys::NodeTag as T;
@@ -231,7 +286,8 @@ unsafe fn option_value(options: *mut pg_sys::List, name: &CStr) -> Option<*mut c
     // SAFETY: `options` is a list of DefElem, as the grammar makes it.
     unsafe {
         for index in 0..(*options).length {
-            let option = (*(*options).elements.add(index as usize)).ptr_value as *mut pg_sys::DefElem;
+            let option =
+                (*(*options).elements.add(index as usize)).ptr_value as *mut pg_sys::DefElem;
             if CStr::from_ptr((*option).defname) == name && !(*option).arg.is_null() {
                 return Some(pg_sys::defGetString(option));
             }

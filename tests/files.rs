@@ -11,7 +11,10 @@ const HTML: &[u8] = b"<!DOCTYPE html><html><head><title>Lanterns</title><style>p
 <body><h1>On lanterns</h1><p>A lantern &amp; its <b>light</b>.</p><ul><li>oil</li><li>wick</li></ul></body></html>";
 
 fn load(directory: &Path, rest: &str) -> String {
-    format!("SELECT ingest.load_files({}{rest})", quoted(&directory.to_string_lossy()))
+    format!(
+        "SELECT ingest.load_files({}{rest})",
+        quoted(&directory.to_string_lossy())
+    )
 }
 
 /// A tree of files below a directory that only this test uses.
@@ -22,8 +25,14 @@ fn tree(db: &Database) -> std::path::PathBuf {
             ("readme.md", b"# Lanterns\n\nA text about *lanterns*."),
             ("notes.txt", b"Plain notes about bread."),
             ("page.html", HTML),
-            ("deep/er/whale.txt", "Wale leben im Meer; größer ist kein Tier.".as_bytes()),
-            ("deep/bom.txt", b"\xef\xbb\xbfA text behind a byte order mark."),
+            (
+                "deep/er/whale.txt",
+                "Wale leben im Meer; größer ist kein Tier.".as_bytes(),
+            ),
+            (
+                "deep/bom.txt",
+                b"\xef\xbb\xbfA text behind a byte order mark.",
+            ),
             ("picture.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x01\0"),
             ("program", b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0"),
             (".hidden/secret.txt", b"Not to be loaded."),
@@ -41,19 +50,41 @@ fn a_tree_is_loaded_with_relative_paths_as_keys() {
     let tree = tree(&db);
     let (config, notices) = connect_options(db.cluster(), db.name());
     let mut client = config.connect(postgres::NoTls).expect("a connection");
-    let loaded: i64 = client.query_one(&load(&tree, ""), &[]).expect("load_files").get(0);
+    let loaded: i64 = client
+        .query_one(&load(&tree, ""), &[])
+        .expect("load_files")
+        .get(0);
     assert_eq!(loaded, 5);
     let notices = notices.lock().expect("notices").join("\n");
     assert!(notices.contains("2 files are not text"), "{notices}");
-    assert!(notices.contains("picture.png") && notices.contains("program"), "{notices}");
-    assert_eq!(keys(&db), ["deep/bom.txt", "deep/er/whale.txt", "notes.txt", "page.html", "readme.md"]);
+    assert!(
+        notices.contains("picture.png") && notices.contains("program"),
+        "{notices}"
+    );
+    assert_eq!(
+        keys(&db),
+        [
+            "deep/bom.txt",
+            "deep/er/whale.txt",
+            "notes.txt",
+            "page.html",
+            "readme.md"
+        ]
+    );
     db.settle();
     assert_eq!(db.progress().counts(), (5, 5, 0, 0));
 
-    let content = |key: &str| -> String { db.one(&format!("SELECT content FROM ingest.documents WHERE key = '{key}'")) };
+    let content = |key: &str| -> String {
+        db.one(&format!(
+            "SELECT content FROM ingest.documents WHERE key = '{key}'"
+        ))
+    };
     assert_eq!(content("notes.txt"), "Plain notes about bread.");
     assert_eq!(content("deep/bom.txt"), "A text behind a byte order mark.");
-    assert_eq!(content("deep/er/whale.txt"), "Wale leben im Meer; größer ist kein Tier.");
+    assert_eq!(
+        content("deep/er/whale.txt"),
+        "Wale leben im Meer; größer ist kein Tier."
+    );
     assert!(content("readme.md").starts_with("# Lanterns"));
     let page = content("page.html");
     for part in ["On lanterns", "A lantern & its", "light", "oil", "wick"] {
@@ -64,7 +95,10 @@ fn a_tree_is_loaded_with_relative_paths_as_keys() {
     }
     let metadata: String = db.one("SELECT metadata->>'format' || ' ' || (metadata->>'source') FROM ingest.documents WHERE key = 'page.html'");
     assert_eq!(metadata, format!("html {}/page.html", tree.display()));
-    assert_eq!(db.one::<String>("SELECT key FROM ingest.search('which animal is the largest?', 1)"), "deep/er/whale.txt");
+    assert_eq!(
+        db.one::<String>("SELECT key FROM ingest.search('which animal is the largest?', 1)"),
+        "deep/er/whale.txt"
+    );
 }
 
 #[test]
@@ -74,14 +108,21 @@ fn a_pattern_chooses() {
     let tree = tree(&db);
     for (pattern, expected) in [
         ("*.txt", vec!["notes.txt"]),
-        ("**/*.txt", vec!["deep/bom.txt", "deep/er/whale.txt", "notes.txt"]),
+        (
+            "**/*.txt",
+            vec!["deep/bom.txt", "deep/er/whale.txt", "notes.txt"],
+        ),
         ("deep/**", vec!["deep/bom.txt", "deep/er/whale.txt"]),
         ("*.{md,html}", vec!["page.html", "readme.md"]),
         ("[nr]*", vec!["notes.txt", "readme.md"]),
         ("nothing*", vec![]),
     ] {
         db.run("TRUNCATE ingest.documents");
-        assert_eq!(db.one::<i64>(&load(&tree, &format!(", '{pattern}'"))), expected.len() as i64, "{pattern}");
+        assert_eq!(
+            db.one::<i64>(&load(&tree, &format!(", '{pattern}'"))),
+            expected.len() as i64,
+            "{pattern}"
+        );
         assert_eq!(keys(&db), expected, "{pattern}");
     }
     let error = db.expect_error(&load(&tree, ", '[z-a'"));
@@ -107,7 +148,11 @@ fn a_second_load_embeds_only_what_changed() {
     assert_eq!(db.one::<i64>(&load(&tree, "")), 5);
     db.settle();
     let after = ids();
-    let changed: Vec<&String> = before.iter().filter(|row| !after.contains(row)).map(|(key, _)| key).collect();
+    let changed: Vec<&String> = before
+        .iter()
+        .filter(|row| !after.contains(row))
+        .map(|(key, _)| key)
+        .collect();
     assert_eq!(changed, ["notes.txt"]);
     assert_eq!(db.progress().counts(), (5, 5, 0, 0));
 }
@@ -118,9 +163,15 @@ fn an_empty_directory_is_no_error() {
     let empty = db.cluster().directory(&format!("empty-{}", db.name()), &[]);
     let (config, notices) = connect_options(db.cluster(), db.name());
     let mut client = config.connect(postgres::NoTls).expect("a connection");
-    let loaded: i64 = client.query_one(&load(&empty, ""), &[]).expect("load_files").get(0);
+    let loaded: i64 = client
+        .query_one(&load(&empty, ""), &[])
+        .expect("load_files")
+        .get(0);
     assert_eq!(loaded, 0);
-    assert!(!notices.lock().expect("notices").is_empty(), "nothing is said");
+    assert!(
+        !notices.lock().expect("notices").is_empty(),
+        "nothing is said"
+    );
 }
 
 #[test]
@@ -144,15 +195,23 @@ fn only_those_who_may_read_server_files_load_them() {
     let db = Database::with_pipeline();
     let tree = tree(&db);
     let role = format!("loader_{}", db.name());
-    db.run(&format!("CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA ingest TO {role}"));
+    db.run(&format!(
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA ingest TO {role}"
+    ));
     let mut client = db.connect_as(&role);
     let error = ServerError::from(client.batch_execute(&load(&tree, "")).expect_err("refused"));
     assert_eq!(error.code, "42501");
-    assert!(error.detail.is_some_and(|detail| detail.contains("pg_read_server_files")));
+    assert!(
+        error
+            .detail
+            .is_some_and(|detail| detail.contains("pg_read_server_files"))
+    );
     assert!(error.hint.is_some());
     assert_eq!(keys(&db), Vec::<String>::new());
     db.run(&format!("GRANT pg_read_server_files TO {role}"));
-    client.batch_execute(&load(&tree, "")).unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
+    client
+        .batch_execute(&load(&tree, ""))
+        .unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
     assert_eq!(keys(&db).len(), 5);
     drop(client);
     db.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
@@ -164,7 +223,10 @@ fn links_and_pipes_do_not_lead_astray() {
     let tree = tree(&db);
     symlink(&tree, tree.join("deep/circle")).expect("a link");
     symlink("/nonexistent", tree.join("dangling.txt")).expect("a link");
-    let made = std::process::Command::new("mkfifo").arg(tree.join("pipe.txt")).status().expect("mkfifo runs");
+    let made = std::process::Command::new("mkfifo")
+        .arg(tree.join("pipe.txt"))
+        .status()
+        .expect("mkfifo runs");
     assert!(made.success());
     db.run("SET statement_timeout = '20s'");
     assert_eq!(db.one::<i64>(&load(&tree, "")), 5);
@@ -176,7 +238,11 @@ fn many_files_are_loaded_in_one_go() {
     db.run("SELECT ingest.pause('default')");
     let directory = db.cluster().directory(&format!("many-{}", db.name()), &[]);
     for number in 0..1000 {
-        fs::write(directory.join(format!("f{number:04}.txt")), texts::numbered(number)).expect("a file");
+        fs::write(
+            directory.join(format!("f{number:04}.txt")),
+            texts::numbered(number),
+        )
+        .expect("a file");
     }
     assert_eq!(db.one::<i64>(&load(&directory, "")), 1000);
     assert_eq!(db.progress().counts(), (1000, 0, 1000, 0));

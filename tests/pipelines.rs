@@ -12,8 +12,13 @@ fn refused(db: &Database, cases: &[(&str, &str, &str)]) {
         match db.try_run(sql) {
             Ok(()) => wrong.push(format!("{sql}: succeeds")),
             Err(error) => {
-                if error.code != *code || !error.text().contains(word) || (error.hint.is_none() && error.detail.is_none()) {
-                    wrong.push(format!("{sql}: expected {code} and {word:?}, got {error:?}"));
+                if error.code != *code
+                    || !error.text().contains(word)
+                    || (error.hint.is_none() && error.detail.is_none())
+                {
+                    wrong.push(format!(
+                        "{sql}: expected {code} and {word:?}, got {error:?}"
+                    ));
                 }
             }
         }
@@ -31,31 +36,122 @@ fn a_definition_that_cannot_be_is_refused() {
             ("SELECT ingest.create_pipeline('')", "22023", "name"),
             ("SELECT ingest.create_pipeline('  ')", "22023", "name"),
             ("SELECT ingest.create_pipeline(NULL)", "22023", "name"),
-            ("SELECT ingest.create_pipeline(repeat('x', 64))", "42622", "63"),
-            ("SELECT ingest.create_pipeline(repeat('ü', 32))", "42622", "63"),
-            ("SELECT ingest.create_pipeline(repeat('x', 60))", "42622", "target =>"),
-            ("SELECT ingest.create_pipeline('p', model => 'MiniLM')", "22023", "provider/model"),
-            ("SELECT ingest.create_pipeline('p', model => 'nobody/x')", "22023", "openai, azure, ollama, local"),
-            ("SELECT ingest.create_pipeline('p', model => 'local/../etc')", "22023", "directory"),
-            ("SELECT ingest.create_pipeline('p', model => 'local/')", "22023", "model"),
-            ("SELECT ingest.create_pipeline('p', model => 'local/none')", "58P01", "none"),
-            ("SELECT ingest.create_pipeline('p', dimensions => 768)", "22023", "384"),
-            ("SELECT ingest.create_pipeline('p', chunk_tokens => 0)", "22023", "between 1 and"),
-            ("SELECT ingest.create_pipeline('p', chunk_tokens => 100000)", "22023", "between 1 and"),
-            ("SELECT ingest.create_pipeline('p', chunk_tokens => 20, chunk_overlap => 20)", "22023", "chunk_overlap"),
-            ("SELECT ingest.create_pipeline('p', chunk_overlap => -1)", "22023", "chunk_overlap"),
-            ("SELECT ingest.create_pipeline('p', splitter => 'words')", "22023", "markdown"),
-            ("SELECT ingest.create_pipeline('p', index => 'ivfflat')", "22023", "deferred"),
-            ("SELECT ingest.create_pipeline('p', on_success => 'forget')", "22023", "keep"),
-            ("SELECT ingest.create_pipeline('p', layout => 'rows')", "22023", "chunks"),
-            ("SELECT ingest.create_pipeline('p', max_attempts => 0)", "22023", "max_attempts"),
-            ("SELECT ingest.create_pipeline('p', batch_size => 0)", "22023", "batch_size"),
-            ("SELECT ingest.create_pipeline('p', target => 'docs')", "42602", "public.docs"),
-            ("SELECT ingest.create_pipeline('p', target => 'a.b.c')", "42602", "public.docs"),
-            ("SELECT ingest.create_pipeline('p', target => '\"')", "22023", "\""),
+            (
+                "SELECT ingest.create_pipeline(repeat('x', 64))",
+                "42622",
+                "63",
+            ),
+            (
+                "SELECT ingest.create_pipeline(repeat('ü', 32))",
+                "42622",
+                "63",
+            ),
+            (
+                "SELECT ingest.create_pipeline(repeat('x', 60))",
+                "42622",
+                "target =>",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', model => 'MiniLM')",
+                "22023",
+                "provider/model",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', model => 'nobody/x')",
+                "22023",
+                "openai, azure, ollama, local",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', model => 'local/../etc')",
+                "22023",
+                "directory",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', model => 'local/')",
+                "22023",
+                "model",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', model => 'local/none')",
+                "58P01",
+                "none",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', dimensions => 768)",
+                "22023",
+                "384",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', chunk_tokens => 0)",
+                "22023",
+                "between 1 and",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', chunk_tokens => 100000)",
+                "22023",
+                "between 1 and",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', chunk_tokens => 20, chunk_overlap => 20)",
+                "22023",
+                "chunk_overlap",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', chunk_overlap => -1)",
+                "22023",
+                "chunk_overlap",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', splitter => 'words')",
+                "22023",
+                "markdown",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', index => 'ivfflat')",
+                "22023",
+                "deferred",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', on_success => 'forget')",
+                "22023",
+                "keep",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', layout => 'rows')",
+                "22023",
+                "chunks",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', max_attempts => 0)",
+                "22023",
+                "max_attempts",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', batch_size => 0)",
+                "22023",
+                "batch_size",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'docs')",
+                "42602",
+                "public.docs",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'a.b.c')",
+                "42602",
+                "public.docs",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => '\"')",
+                "22023",
+                "\"",
+            ),
         ],
     );
-    assert_eq!(db.all::<String>("SELECT name FROM ingest.pipelines"), ["default"]);
+    assert_eq!(
+        db.all::<String>("SELECT name FROM ingest.pipelines"),
+        ["default"]
+    );
 }
 
 #[test]
@@ -84,7 +180,10 @@ fn what_is_not_served_yet_is_refused_and_not_ignored() {
         "SELECT ingest.alter_pipeline('default', model => 'local/other')".to_owned(),
     ])
     .collect();
-    let cases: Vec<(&str, &str, &str)> = cases.iter().map(|sql| (sql.as_str(), "0A000", "not supported yet")).collect();
+    let cases: Vec<(&str, &str, &str)> = cases
+        .iter()
+        .map(|sql| (sql.as_str(), "0A000", "not supported yet"))
+        .collect();
     refused(&db, &cases);
 }
 
@@ -94,16 +193,40 @@ fn an_unknown_pipeline_is_named_in_the_error() {
     refused(
         &db,
         &[
-            ("SELECT ingest.alter_pipeline('nowhere', chunk_tokens => 20)", "42704", "'default'"),
-            ("SELECT ingest.alter_pipeline(NULL, chunk_tokens => 20)", "42704", "'default'"),
-            ("SELECT ingest.drop_pipeline('nowhere')", "42704", "'default'"),
+            (
+                "SELECT ingest.alter_pipeline('nowhere', chunk_tokens => 20)",
+                "42704",
+                "'default'",
+            ),
+            (
+                "SELECT ingest.alter_pipeline(NULL, chunk_tokens => 20)",
+                "42704",
+                "'default'",
+            ),
+            (
+                "SELECT ingest.drop_pipeline('nowhere')",
+                "42704",
+                "'default'",
+            ),
             ("SELECT ingest.pause('nowhere')", "42704", "'default'"),
             ("SELECT ingest.resume('nowhere')", "42704", "'default'"),
             ("SELECT ingest.wait('nowhere')", "42704", "'default'"),
             ("SELECT ingest.embed('x', 'nowhere')", "42704", "'default'"),
-            ("SELECT * FROM ingest.search('x', 3, 'nowhere')", "42704", "'default'"),
-            ("SELECT * FROM ingest.split('x', 'nowhere')", "42704", "'default'"),
-            ("SELECT ingest.load_files('/tmp', '*', 'nowhere')", "42704", "'default'"),
+            (
+                "SELECT * FROM ingest.search('x', 3, 'nowhere')",
+                "42704",
+                "'default'",
+            ),
+            (
+                "SELECT * FROM ingest.split('x', 'nowhere')",
+                "42704",
+                "'default'",
+            ),
+            (
+                "SELECT ingest.load_files('/tmp', '*', 'nowhere')",
+                "42704",
+                "'default'",
+            ),
         ],
     );
 }
@@ -122,13 +245,41 @@ fn a_table_that_cannot_be_the_target_is_refused() {
     refused(
         &db,
         &[
-            ("SELECT ingest.create_pipeline('p', target => 'public.other_columns')", "42804", "document_key is missing"),
-            ("SELECT ingest.create_pipeline('p', target => 'public.other_dimensions')", "42804", "vector(3)"),
-            ("SELECT ingest.create_pipeline('p', target => 'public.other_types')", "42804", "chunk_no"),
-            ("SELECT ingest.create_pipeline('p', target => 'public.wants_more')", "42804", "tenant"),
-            ("SELECT ingest.create_pipeline('p', target => 'public.a_view')", "42804", "view"),
-            ("SELECT ingest.create_pipeline('p', target => 'public.a_sequence')", "42804", "sequence"),
-            ("SELECT ingest.create_pipeline('p', target => 'ingest.default_chunks')", "55006", "\"default\""),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.other_columns')",
+                "42804",
+                "document_key is missing",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.other_dimensions')",
+                "42804",
+                "vector(3)",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.other_types')",
+                "42804",
+                "chunk_no",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.wants_more')",
+                "42804",
+                "tenant",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.a_view')",
+                "42804",
+                "view",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.a_sequence')",
+                "42804",
+                "sequence",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'ingest.default_chunks')",
+                "55006",
+                "\"default\"",
+            ),
         ],
     );
     let none = db.expect_error("SELECT ingest.create_pipeline('p', target => 'nowhere.docs')");
@@ -158,31 +309,59 @@ fn an_existing_table_serves_as_target() {
     for (pipeline, table) in [("plain", "app.docs"), ("parted", "app.parts")] {
         assert_eq!(db.progress_of(pipeline).counts(), (9, 9, 0, 0));
         assert_eq!(db.one::<i64>(&format!("SELECT count(*) FROM {table}")), 9);
-        assert_eq!(db.one::<String>(&format!("SELECT content FROM ingest.search('Text number 1, changed', 1, '{pipeline}')")), "Text number 1, changed");
+        assert_eq!(
+            db.one::<String>(&format!(
+                "SELECT content FROM ingest.search('Text number 1, changed', 1, '{pipeline}')"
+            )),
+            "Text number 1, changed"
+        );
     }
 }
 
 #[test]
 fn names_may_be_anything() {
     let db = Database::new();
-    for name in ["Müller's \"docs\"", "select", "a.b", "UPPER", "with  blanks", "-- x", "$1", "%s"] {
+    for name in [
+        "Müller's \"docs\"",
+        "select",
+        "a.b",
+        "UPPER",
+        "with  blanks",
+        "-- x",
+        "$1",
+        "%s",
+    ] {
         let quoted_name = quoted(name);
-        db.run(&format!("SELECT ingest.create_pipeline({quoted_name}, index => 'immediate')"));
+        db.run(&format!(
+            "SELECT ingest.create_pipeline({quoted_name}, index => 'immediate')"
+        ));
         db.run(&format!("INSERT INTO ingest.documents (pipeline, key, content) VALUES ({quoted_name}, {quoted_name}, 'A text.'), ({quoted_name}, 'bad', '')"));
         db.settle();
         assert_eq!(db.progress_of(name).counts(), (2, 1, 0, 1), "{name}");
-        assert_eq!(db.one::<String>(&format!("SELECT key FROM ingest.search('text', 1, {quoted_name})")), name);
+        assert_eq!(
+            db.one::<String>(&format!(
+                "SELECT key FROM ingest.search('text', 1, {quoted_name})"
+            )),
+            name
+        );
         assert!(db.one::<bool>(&format!("SELECT target = format('ingest.%I', {quoted_name} || '_chunks')::regclass FROM ingest.pipelines WHERE name = {quoted_name}")));
         db.run(&format!("UPDATE ingest.documents SET metadata = '{{\"a\": 1}}', key = key || '!' WHERE pipeline = {quoted_name}"));
-        db.run(&format!("SELECT ingest.alter_pipeline({quoted_name}, chunk_tokens => 20)"));
-        db.run(&format!("SELECT ingest.pause({quoted_name}); SELECT ingest.resume({quoted_name})"));
+        db.run(&format!(
+            "SELECT ingest.alter_pipeline({quoted_name}, chunk_tokens => 20)"
+        ));
+        db.run(&format!(
+            "SELECT ingest.pause({quoted_name}); SELECT ingest.resume({quoted_name})"
+        ));
         db.settle();
         assert_eq!(db.progress_of(name).counts(), (2, 1, 0, 1), "{name}");
         let doctor = db.rows("SELECT * FROM ingest.doctor() WHERE NOT ok");
         assert!(doctor.is_empty(), "{name}: {doctor:?}");
         db.run(&format!("SELECT ingest.drop_pipeline({quoted_name}, true)"));
     }
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM pg_class WHERE relname LIKE '%chunks'"), 0);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM pg_class WHERE relname LIKE '%chunks'"),
+        0
+    );
 }
 
 #[test]
@@ -193,10 +372,18 @@ fn a_target_may_need_quoting_and_a_long_name() {
     db.run(&format!(r#"SELECT ingest.create_pipeline('p', target => '"My Schema"."{table}"', index => 'immediate')"#));
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'k', 'A text.')");
     db.settle();
-    assert_eq!(db.one::<i64>(&format!(r#"SELECT count(*) FROM "My Schema"."{table}""#)), 1);
-    assert_eq!(db.one::<String>("SELECT key FROM ingest.search('text', 1, 'p')"), "k");
+    assert_eq!(
+        db.one::<i64>(&format!(r#"SELECT count(*) FROM "My Schema"."{table}""#)),
+        1
+    );
+    assert_eq!(
+        db.one::<String>("SELECT key FROM ingest.search('text', 1, 'p')"),
+        "k"
+    );
     let name = "n".repeat(63);
-    db.run(&format!("SELECT ingest.create_pipeline('{name}', target => 'public.short')"));
+    db.run(&format!(
+        "SELECT ingest.create_pipeline('{name}', target => 'public.short')"
+    ));
     assert_eq!(db.progress_of(&name).state, "idle");
 }
 
@@ -210,7 +397,10 @@ fn a_target_may_be_renamed_and_moved() {
     db.run("DELETE FROM ingest.documents WHERE key = 'keys.md'");
     db.settle();
     assert_eq!(db.one::<i64>("SELECT count(*) FROM app.passages"), 8);
-    assert_eq!(db.one::<String>("SELECT key FROM ingest.search('harbour lights', 1)"), "late");
+    assert_eq!(
+        db.one::<String>("SELECT key FROM ingest.search('harbour lights', 1)"),
+        "late"
+    );
 }
 
 #[test]
@@ -226,15 +416,23 @@ fn other_chunks_are_cut_at_once_when_asked_for() {
     db.run("SELECT ingest.alter_pipeline('default', chunk_tokens => 24)");
     db.settle();
     let (after, longest) = counts(&db);
-    assert!(after > before && longest <= 24, "{before} chunks before, {after} after, longest {longest}");
+    assert!(
+        after > before && longest <= 24,
+        "{before} chunks before, {after} after, longest {longest}"
+    );
     assert_eq!(db.progress().counts(), (2, 2, 0, 0));
     assert_eq!(db.progress().chunks, after);
-    assert!(db.one::<bool>("SELECT chunk_tokens = 24 AND chunk_overlap < 24 FROM ingest.pipelines"));
+    assert!(
+        db.one::<bool>("SELECT chunk_tokens = 24 AND chunk_overlap < 24 FROM ingest.pipelines")
+    );
     // What changes nothing about chunks queues nothing.
     let ids = db.all::<i64>("SELECT id FROM ingest.default_chunks ORDER BY id");
     db.run("SELECT ingest.alter_pipeline('default', chunk_tokens => 24, max_attempts => 7, batch_size => 4, on_success => 'keep')");
     db.settle();
-    assert_eq!(db.all::<i64>("SELECT id FROM ingest.default_chunks ORDER BY id"), ids);
+    assert_eq!(
+        db.all::<i64>("SELECT id FROM ingest.default_chunks ORDER BY id"),
+        ids
+    );
     assert!(db.one::<bool>("SELECT max_attempts = 7 AND batch_size = 4 FROM ingest.pipelines"));
     // Failures come back into the queue with the rest, and are counted once.
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('blank', '')");
@@ -245,11 +443,31 @@ fn other_chunks_are_cut_at_once_when_asked_for() {
     refused(
         &db,
         &[
-            ("SELECT ingest.alter_pipeline('default', chunk_tokens => 0)", "22023", "between 1 and"),
-            ("SELECT ingest.alter_pipeline('default', chunk_overlap => 24)", "22023", "chunk_overlap"),
-            ("SELECT ingest.alter_pipeline('default', splitter => 'words')", "22023", "markdown"),
-            ("SELECT ingest.alter_pipeline('default', index => 'x')", "22023", "deferred"),
-            ("SELECT ingest.alter_pipeline('default', max_attempts => 0)", "22023", "max_attempts"),
+            (
+                "SELECT ingest.alter_pipeline('default', chunk_tokens => 0)",
+                "22023",
+                "between 1 and",
+            ),
+            (
+                "SELECT ingest.alter_pipeline('default', chunk_overlap => 24)",
+                "22023",
+                "chunk_overlap",
+            ),
+            (
+                "SELECT ingest.alter_pipeline('default', splitter => 'words')",
+                "22023",
+                "markdown",
+            ),
+            (
+                "SELECT ingest.alter_pipeline('default', index => 'x')",
+                "22023",
+                "deferred",
+            ),
+            (
+                "SELECT ingest.alter_pipeline('default', max_attempts => 0)",
+                "22023",
+                "max_attempts",
+            ),
         ],
     );
 }
@@ -259,7 +477,9 @@ fn a_paused_pipeline_waits_and_another_does_not() {
     let db = Database::with_pipeline();
     db.run("SELECT ingest.create_pipeline('other'); SELECT ingest.pause('default')");
     db.run(&texts::insert_passages());
-    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('other', 'x', 'A text.')");
+    db.run(
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('other', 'x', 'A text.')",
+    );
     assert!(db.one::<bool>("SELECT ingest.wait('other', '60 s')"));
     assert_eq!(db.progress().counts(), (8, 0, 8, 0));
     assert_eq!(db.progress().state, "paused");
@@ -279,16 +499,27 @@ fn waiting_for_a_paused_pipeline_warns() {
     db.run("SELECT ingest.pause('default'); INSERT INTO ingest.documents (key, content) VALUES ('k', 'A text.')");
     let (config, notices) = connect_options(db.cluster(), db.name());
     let mut client = config.connect(postgres::NoTls).expect("a connection");
-    client.batch_execute("SELECT ingest.wait(timeout => '1 s')").expect("wait returns");
+    client
+        .batch_execute("SELECT ingest.wait(timeout => '1 s')")
+        .expect("wait returns");
     let notices = notices.lock().expect("notices");
-    assert!(notices.iter().any(|notice| notice.starts_with("WARNING") && notice.contains("default is paused")), "{notices:?}");
+    assert!(
+        notices
+            .iter()
+            .any(|notice| notice.starts_with("WARNING") && notice.contains("default is paused")),
+        "{notices:?}"
+    );
 }
 
 #[test]
 fn wait_can_be_cancelled_and_needs_to_see_commits() {
     let db = Database::with_pipeline();
     db.run("SELECT ingest.pause('default'); INSERT INTO ingest.documents (key, content) VALUES ('k', 'A text.')");
-    assert_eq!(db.expect_error("SET statement_timeout = '200ms'; SELECT ingest.wait()").code, "57014");
+    assert_eq!(
+        db.expect_error("SET statement_timeout = '200ms'; SELECT ingest.wait()")
+            .code,
+        "57014"
+    );
     db.run("RESET statement_timeout");
     let old = db.expect_error("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT ingest.wait()");
     assert_eq!(old.code, "25000");
@@ -313,12 +544,18 @@ fn an_immediate_index_is_there_from_the_start() {
     db.run(&texts::insert_passages());
     db.settle();
     db.run("SET enable_seqscan = off; SET enable_sort = off");
-    assert!(db.explain(NEAREST).contains("default_chunks_embedding_hnsw"));
+    assert!(
+        db.explain(NEAREST)
+            .contains("default_chunks_embedding_hnsw")
+    );
     db.run("SELECT ingest.alter_pipeline('default', index => 'none')");
     assert_eq!(indexes(&db), Vec::<String>::new());
     db.run("SELECT ingest.alter_pipeline('default', index => 'immediate')");
     assert_eq!(indexes(&db), ["default_chunks_embedding_hnsw"]);
-    assert_eq!(db.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"), "keys.md");
+    assert_eq!(
+        db.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"),
+        "keys.md"
+    );
 }
 
 #[test]
@@ -329,24 +566,43 @@ fn a_deferred_index_comes_after_the_backlog() {
     db.run("SELECT ingest.create_pipeline('none_here', index => 'none'); SELECT ingest.create_pipeline()");
     db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text number ' || n FROM generate_series(1, 30) n");
     db.quiesce();
-    assert_eq!(indexes(&db), Vec::<String>::new(), "30 chunks need no index");
+    assert_eq!(
+        indexes(&db),
+        Vec::<String>::new(),
+        "30 chunks need no index"
+    );
     cluster.reload(&[("pg_ingest.deferred_index_min_chunks", "40")]);
     db.run("INSERT INTO ingest.documents (key, content) SELECT 'l' || n, 'Text number ' || n FROM generate_series(1, 5) n");
     db.run("INSERT INTO ingest.documents (pipeline, key, content) SELECT 'none_here', 'l' || n, 'Text number ' || n FROM generate_series(1, 45) n");
     db.quiesce();
-    assert_eq!(indexes(&db), Vec::<String>::new(), "35 chunks are fewer than 40");
+    assert_eq!(
+        indexes(&db),
+        Vec::<String>::new(),
+        "35 chunks are fewer than 40"
+    );
     db.run("INSERT INTO ingest.documents (key, content) SELECT 'm' || n, 'Text number ' || n FROM generate_series(1, 10) n");
     db.settle();
-    wait_until("the index is built", SOON, || indexes(&db) == ["default_chunks_embedding_hnsw"]);
+    wait_until("the index is built", SOON, || {
+        indexes(&db) == ["default_chunks_embedding_hnsw"]
+    });
     assert_eq!(
         db.one::<i64>("SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam WHERE m.amname = 'hnsw'"),
         1,
         "the pipeline with index => 'none' gets none"
     );
     db.run("SET enable_seqscan = off; SET enable_sort = off");
-    assert!(db.explain(NEAREST).contains("default_chunks_embedding_hnsw"));
-    assert_eq!(db.one::<String>("SELECT content FROM ingest.search('Text number 17', 1)"), "Text number 17");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.search('Text number 17', 45)"), 45);
+    assert!(
+        db.explain(NEAREST)
+            .contains("default_chunks_embedding_hnsw")
+    );
+    assert_eq!(
+        db.one::<String>("SELECT content FROM ingest.search('Text number 17', 1)"),
+        "Text number 17"
+    );
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.search('Text number 17', 45)"),
+        45
+    );
 }
 
 #[test]
@@ -357,11 +613,25 @@ fn dropping_a_pipeline_leaves_the_chunks_unless_told() {
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('other', 'x', 'A text.'), ('other', 'bad', '')");
     db.settle();
     db.run("SELECT ingest.drop_pipeline('default')");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"), 8);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"),
+        8
+    );
     assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.documents"), 2);
     db.run("SELECT ingest.drop_pipeline('other', drop_target => true)");
-    for table in ["documents", "queue", "failures", "counter", "counter_delta", "progress"] {
-        assert_eq!(db.one::<i64>(&format!("SELECT count(*) FROM ingest.{table}")), 0, "{table}");
+    for table in [
+        "documents",
+        "queue",
+        "failures",
+        "counter",
+        "counter_delta",
+        "progress",
+    ] {
+        assert_eq!(
+            db.one::<i64>(&format!("SELECT count(*) FROM ingest.{table}")),
+            0,
+            "{table}"
+        );
     }
     assert!(db.one::<bool>("SELECT to_regclass('ingest.other_chunks') IS NULL"));
 }
@@ -384,6 +654,9 @@ fn a_pipeline_can_be_dropped_and_made_again_while_it_works() {
     db.run(&texts::insert_passages());
     db.quiesce();
     assert_eq!(db.progress().counts(), (8, 8, 0, 0));
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"), 8);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"),
+        8
+    );
     assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.counter"), 1);
 }

@@ -37,8 +37,10 @@ fn difference(client: &mut Client) -> Option<String> {
             &[],
         )
         .expect("the tables");
-    let (said, adds_up, counted): (String, bool, String) = (said.get(0), said.get(1), counted.get(0));
-    (said != counted || !adds_up).then(|| format!("progress says {said}, the tables hold {counted}"))
+    let (said, adds_up, counted): (String, bool, String) =
+        (said.get(0), said.get(1), counted.get(0));
+    (said != counted || !adds_up)
+        .then(|| format!("progress says {said}, the tables hold {counted}"))
 }
 
 /// A cheap sequence of numbers that is the same in every run.
@@ -46,7 +48,10 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % sides
     }
 }
@@ -64,7 +69,10 @@ fn statement(writer: u64, dice: &mut Dice) -> String {
              ON CONFLICT (pipeline, key) DO UPDATE SET content = EXCLUDED.content"
         ),
         3 => format!("UPDATE ingest.documents SET content = {content} WHERE key = '{key}'"),
-        4 => format!(r#"UPDATE ingest.documents SET metadata = '{{"n": {}}}' WHERE key = '{key}'"#, dice.roll(100)),
+        4 => format!(
+            r#"UPDATE ingest.documents SET metadata = '{{"n": {}}}' WHERE key = '{key}'"#,
+            dice.roll(100)
+        ),
         5 => format!("DELETE FROM ingest.documents WHERE key = '{key}'"),
         _ => "SELECT ingest.retry()".to_owned(),
     }
@@ -84,9 +92,9 @@ fn every_snapshot_adds_up_while_everybody_writes() {
                     let mut dice = Dice(writer + 1);
                     for _ in 0..300 {
                         let sql = statement(writer, &mut dice);
-                        client
-                            .batch_execute(&sql)
-                            .unwrap_or_else(|error| panic!("{sql}: {}", ServerError::from(error).text()));
+                        client.batch_execute(&sql).unwrap_or_else(|error| {
+                            panic!("{sql}: {}", ServerError::from(error).text())
+                        });
                     }
                 })
             })
@@ -110,7 +118,12 @@ fn every_snapshot_adds_up_while_everybody_writes() {
         result
     });
     assert!(samples > 20, "{samples} samples");
-    assert!(wrong.is_empty(), "{} of {samples} snapshots do not add up, first: {}", wrong.len(), wrong[0]);
+    assert!(
+        wrong.is_empty(),
+        "{} of {samples} snapshots do not add up, first: {}",
+        wrong.len(),
+        wrong[0]
+    );
     db.quiesce();
     assert_eq!(db.with_client(difference), None);
     assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.failures f WHERE NOT EXISTS (SELECT FROM ingest.documents d WHERE d.id = f.document_id)"), 0);
@@ -145,18 +158,29 @@ fn a_document_deleted_or_changed_while_it_fails_leaves_no_trace() {
                 for round in 0..150 {
                     let key = format!("bad{writer}-{round}");
                     let end = match round % 3 {
-                        0 => format!("UPDATE ingest.documents SET content = 'Good now.' WHERE key = '{key}'"),
+                        0 => format!(
+                            "UPDATE ingest.documents SET content = 'Good now.' WHERE key = '{key}'"
+                        ),
                         _ => format!("DELETE FROM ingest.documents WHERE key = '{key}'"),
                     };
-                    client.batch_execute(&format!("INSERT INTO ingest.documents (key, content) VALUES ('{key}', '')")).expect("INSERT");
+                    client
+                        .batch_execute(&format!(
+                            "INSERT INTO ingest.documents (key, content) VALUES ('{key}', '')"
+                        ))
+                        .expect("INSERT");
                     std::thread::sleep(std::time::Duration::from_micros(dice.roll(8000)));
-                    client.batch_execute(&end).unwrap_or_else(|error| panic!("{end}: {}", ServerError::from(error).text()));
+                    client.batch_execute(&end).unwrap_or_else(|error| {
+                        panic!("{end}: {}", ServerError::from(error).text())
+                    });
                 }
             });
         }
     });
     db.quiesce();
-    assert_eq!(db.rows_as_text("SELECT * FROM ingest.failures"), Vec::<String>::new());
+    assert_eq!(
+        db.rows_as_text("SELECT * FROM ingest.failures"),
+        Vec::<String>::new()
+    );
     assert_eq!(db.with_client(difference), None);
     assert_eq!(db.progress().counts(), (150, 150, 0, 0));
 }
@@ -172,7 +196,9 @@ fn open_transactions_do_not_wait_for_each_other() {
     db.run("DELETE FROM ingest.documents WHERE key = 'm1'");
     db.settle();
     assert_eq!(db.progress().counts(), (29, 29, 0, 0));
-    wait_until("the counters are folded", SOON, || db.one("SELECT NOT EXISTS (SELECT FROM ingest.counter_delta)"));
+    wait_until("the counters are folded", SOON, || {
+        db.one("SELECT NOT EXISTS (SELECT FROM ingest.counter_delta)")
+    });
     other.batch_execute("COMMIT").expect("COMMIT");
     db.settle();
     assert_eq!(db.progress().counts(), (59, 59, 0, 0));
@@ -199,17 +225,28 @@ fn progress_does_not_read_the_waiting_documents() {
         if analyzed {
             db.run("VACUUM ANALYZE ingest.queue, ingest.documents, ingest.counter, ingest.counter_delta, ingest.failures");
         }
-        let plan = db.all::<String>("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) SELECT * FROM ingest.progress").join("\n");
+        let plan = db
+            .all::<String>("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) SELECT * FROM ingest.progress")
+            .join("\n");
         for table in ["queue", "documents", "default_chunks"] {
-            assert!(!plan.contains(&format!("Seq Scan on {table}")), "analyzed {analyzed}:\n{plan}");
+            assert!(
+                !plan.contains(&format!("Seq Scan on {table}")),
+                "analyzed {analyzed}:\n{plan}"
+            );
         }
-        assert!(!plan.contains("queue_ready") && !plan.contains("queue_pkey"), "analyzed {analyzed}:\n{plan}");
+        assert!(
+            !plan.contains("queue_ready") && !plan.contains("queue_pkey"),
+            "analyzed {analyzed}:\n{plan}"
+        );
         let buffers: u64 = plan
             .lines()
             .find_map(|line| line.trim().strip_prefix("Buffers: shared hit="))
             .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
             .expect("EXPLAIN tells the buffers");
-        assert!(buffers < 200, "{buffers} buffers, analyzed {analyzed}:\n{plan}");
+        assert!(
+            buffers < 200,
+            "{buffers} buffers, analyzed {analyzed}:\n{plan}"
+        );
     }
 }
 
@@ -220,21 +257,38 @@ fn archived_documents_still_count() {
     db.run(&texts::insert_passages());
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('bad', '')");
     db.quiesce();
-    assert_eq!(db.all::<String>("SELECT key FROM ingest.documents"), ["bad"]);
+    assert_eq!(
+        db.all::<String>("SELECT key FROM ingest.documents"),
+        ["bad"]
+    );
     assert_eq!(db.progress().counts(), (9, 8, 0, 1));
     assert_eq!(db.progress().chunks, 8);
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"), 8);
-    assert_eq!(db.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"), "keys.md");
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"),
+        8
+    );
+    assert_eq!(
+        db.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"),
+        "keys.md"
+    );
     // The same key again is the same document, with new chunks.
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('keys.md', 'Rotate keys every ninety days.')");
     db.quiesce();
     assert_eq!(db.progress().counts(), (9, 8, 0, 1));
-    assert_eq!(db.all::<String>("SELECT content FROM ingest.default_chunks WHERE document_key = 'keys.md'"), ["Rotate keys every ninety days."]);
+    assert_eq!(
+        db.all::<String>(
+            "SELECT content FROM ingest.default_chunks WHERE document_key = 'keys.md'"
+        ),
+        ["Rotate keys every ninety days."]
+    );
     assert_eq!(db.progress().chunks, 8);
     // A user's DELETE of what is not archived takes it out.
     db.run("DELETE FROM ingest.documents");
     assert_eq!(db.progress().counts(), (8, 8, 0, 0));
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"), 8);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"),
+        8
+    );
 }
 
 #[test]
@@ -243,10 +297,16 @@ fn truncate_under_an_old_snapshot_keeps_the_counters_right() {
     db.run("SELECT ingest.create_pipeline(); SELECT ingest.pause('default')");
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('seen', 'A text.')");
     let mut old = db.connect();
-    old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM ingest.documents").expect("a snapshot");
+    old.batch_execute(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM ingest.documents",
+    )
+    .expect("a snapshot");
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('unseen', 'Another text.')");
     // Either it is refused, or it does what TRUNCATE does.
-    if old.batch_execute("TRUNCATE ingest.documents; COMMIT").is_err() {
+    if old
+        .batch_execute("TRUNCATE ingest.documents; COMMIT")
+        .is_err()
+    {
         old.batch_execute("ROLLBACK").expect("ROLLBACK");
     }
     let counted: i64 = db.one("SELECT count(*) FROM ingest.documents");
@@ -260,11 +320,17 @@ fn a_target_that_holds_chunks_already_is_counted() {
     db.run(&texts::insert_passages());
     db.quiesce();
     db.run("SELECT ingest.drop_pipeline('default')");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"), 8);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"),
+        8
+    );
     db.run("SELECT ingest.create_pipeline()");
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('keys.md', 'Rotate keys every ninety days.')");
     db.quiesce();
     let counted = &db.rows("SELECT count(*), sum(tokens)::bigint FROM ingest.default_chunks")[0];
     let progress = db.progress();
-    assert_eq!((progress.chunks, progress.tokens), (counted.get(0), counted.get(1)));
+    assert_eq!(
+        (progress.chunks, progress.tokens),
+        (counted.get(0), counted.get(1))
+    );
 }

@@ -35,7 +35,11 @@ fn the_first_statements_work_as_typed() {
     assert!(found[0].get::<_, String>(2).starts_with("To rotate a key"));
     assert_eq!(found[0].get::<_, String>(3), "{}");
     let similarity = |row: usize| found[row].get::<_, f64>(4);
-    assert!(similarity(0) > 0.5 && similarity(0) <= 1.0, "similarity {}", similarity(0));
+    assert!(
+        similarity(0) > 0.5 && similarity(0) <= 1.0,
+        "similarity {}",
+        similarity(0)
+    );
     assert!(similarity(1) < similarity(0));
 
     assert_eq!(db.rows("SELECT * FROM ingest.failures").len(), 0);
@@ -48,7 +52,10 @@ fn search_finds_the_passage_that_answers() {
     db.run(&texts::insert_passages());
     db.settle();
     for (question, (key, _)) in texts::QUESTIONS.iter().zip(texts::PASSAGES) {
-        let first: String = db.one(&format!("SELECT key FROM ingest.search({}, 1)", quoted(question)));
+        let first: String = db.one(&format!(
+            "SELECT key FROM ingest.search({}, 1)",
+            quoted(question)
+        ));
         assert_eq!(first, key, "{question}");
     }
 }
@@ -64,7 +71,11 @@ fn the_doctor_finds_nothing_on_a_healthy_server() {
     }
     for row in &checks {
         assert!(row.get::<_, bool>(1), "{row:?}");
-        assert_eq!(row.get::<_, Option<String>>(3), None, "a hint where nothing is wrong: {row:?}");
+        assert_eq!(
+            row.get::<_, Option<String>>(3),
+            None,
+            "a hint where nothing is wrong: {row:?}"
+        );
     }
 }
 

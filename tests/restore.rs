@@ -8,7 +8,14 @@ use harness::*;
 
 fn dump(db: &Database, options: &[&str]) -> PathBuf {
     let file = db.cluster().home().join(format!("{}.sql", db.name()));
-    db.cluster().run(db.cluster().program("pg_dump").args(options).arg("--file").arg(&file).arg(db.name()));
+    db.cluster().run(
+        db.cluster()
+            .program("pg_dump")
+            .args(options)
+            .arg("--file")
+            .arg(&file)
+            .arg(db.name()),
+    );
     file
 }
 
@@ -17,11 +24,24 @@ fn restore(file: &Path, into: &Database) {
     let done = into
         .cluster()
         .program("psql")
-        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null", "-d", into.name()])
+        .args([
+            "-X",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-o",
+            "/dev/null",
+            "-d",
+            into.name(),
+        ])
         .stdin(Stdio::from(text))
         .output()
         .expect("psql runs");
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
 }
 
 /// Everything that must be the same afterwards.
@@ -77,9 +97,18 @@ fn a_restored_database_is_the_same_and_goes_on() {
     // And what waited is done when it may.
     restored.run("SELECT ingest.resume('Other \"docs\"')");
     restored.settle();
-    assert_eq!(restored.progress_of("Other \"docs\"").counts(), (3, 3, 0, 0));
-    assert_eq!(restored.one::<String>("SELECT content FROM public.docs WHERE document_key = 'x'"), "A text. Changed.");
-    assert_eq!(restored.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"), "keys.md");
+    assert_eq!(
+        restored.progress_of("Other \"docs\"").counts(),
+        (3, 3, 0, 0)
+    );
+    assert_eq!(
+        restored.one::<String>("SELECT content FROM public.docs WHERE document_key = 'x'"),
+        "A text. Changed."
+    );
+    assert_eq!(
+        restored.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"),
+        "keys.md"
+    );
     assert!(restored.one::<bool>("SELECT bool_and(ok) FROM ingest.doctor()"));
 }
 
@@ -98,7 +127,10 @@ fn a_backlog_goes_on_after_a_restore_by_itself() {
     // Nobody commits anything after the restore: the worker has to find out by itself.
     restored.settle();
     assert_eq!(restored.progress().counts(), (150, 150, 0, 0));
-    assert_eq!(restored.one::<i64>("SELECT count(DISTINCT document_key) FROM ingest.default_chunks"), 150);
+    assert_eq!(
+        restored.one::<i64>("SELECT count(DISTINCT document_key) FROM ingest.default_chunks"),
+        150
+    );
 }
 
 #[test]
@@ -114,5 +146,8 @@ fn schema_and_data_can_be_restored_apart() {
     assert_eq!(content(&restored), before);
     restored.run("SELECT ingest.resume('Other \"docs\"')");
     restored.settle();
-    assert_eq!(restored.progress_of("Other \"docs\"").counts(), (3, 3, 0, 0));
+    assert_eq!(
+        restored.progress_of("Other \"docs\"").counts(),
+        (3, 3, 0, 0)
+    );
 }

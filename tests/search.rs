@@ -24,7 +24,10 @@ fn similarity_is_the_cosine() {
         assert_eq!(found.len(), 8);
         for (number, row) in found.iter().enumerate() {
             let (said, recomputed): (f64, f64) = (row.get("similarity"), row.get("recomputed"));
-            assert!((said - recomputed).abs() < 1e-6, "{said} against {recomputed}");
+            assert!(
+                (said - recomputed).abs() < 1e-6,
+                "{said} against {recomputed}"
+            );
             assert_eq!(row.get::<_, i64>("place"), number as i64 + 1);
         }
     }
@@ -34,7 +37,8 @@ fn similarity_is_the_cosine() {
 fn a_vector_has_length_one_and_is_always_the_same() {
     let db = Database::with_pipeline();
     db.worker();
-    let embed = |text: &str| -> Vector { db.one(&format!("SELECT ingest.embed({})", quoted(text))) };
+    let embed =
+        |text: &str| -> Vector { db.one(&format!("SELECT ingest.embed({})", quoted(text))) };
     let first = embed("how do I rotate a key?");
     assert_eq!(first.as_slice().len(), 384);
     let length: f32 = first.as_slice().iter().map(|x| x * x).sum();
@@ -45,7 +49,9 @@ fn a_vector_has_length_one_and_is_always_the_same() {
     // What the worker writes for a document is what it answers for a query.
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('k', 'how do I rotate a key?')");
     db.settle();
-    assert!(db.one::<f64>("SELECT similarity FROM ingest.search('how do I rotate a key?', 1)") > 0.999);
+    assert!(
+        db.one::<f64>("SELECT similarity FROM ingest.search('how do I rotate a key?', 1)") > 0.999
+    );
 }
 
 #[test]
@@ -54,7 +60,11 @@ fn k_rows_are_returned_with_and_without_an_index() {
     db.run("SELECT ingest.create_pipeline(index => 'none')");
     db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text number ' || n FROM generate_series(1, 120) n");
     db.settle();
-    let count = |k: i32| -> i64 { db.one(&format!("SELECT count(*) FROM ingest.search('Text number 7', {k})")) };
+    let count = |k: i32| -> i64 {
+        db.one(&format!(
+            "SELECT count(*) FROM ingest.search('Text number 7', {k})"
+        ))
+    };
     for k in [1, 100, 120, 5000] {
         assert_eq!(count(k), i64::from(k).min(120), "without an index");
     }
@@ -65,7 +75,10 @@ fn k_rows_are_returned_with_and_without_an_index() {
     for k in [1, 39, 41, 100] {
         assert_eq!(count(k), i64::from(k), "with an index");
     }
-    assert_eq!(db.all::<String>("SELECT key FROM ingest.search('Text number 7', 5)"), exact);
+    assert_eq!(
+        db.all::<String>("SELECT key FROM ingest.search('Text number 7', 5)"),
+        exact
+    );
 }
 
 #[test]
@@ -78,13 +91,32 @@ fn a_filter_leaves_what_matches() {
          FROM generate_series(1, 150) n",
     );
     db.settle();
-    for settings in ["RESET enable_seqscan; RESET enable_sort", "SET enable_seqscan = off; SET enable_sort = off"] {
+    for settings in [
+        "RESET enable_seqscan; RESET enable_sort",
+        "SET enable_seqscan = off; SET enable_sort = off",
+    ] {
         db.run(settings);
         let found = db.all::<String>(r#"SELECT key FROM ingest.search('Text number 7', 10, filter => '{"shelf": 33}') ORDER BY key"#);
         assert_eq!(found, ["k133", "k33", "k83"], "{settings}");
-        assert_eq!(db.one::<i64>(r#"SELECT count(*) FROM ingest.search('Text', 10, filter => '{"tags": ["t1"]}')"#), 10, "{settings}");
-        assert_eq!(db.one::<i64>(r#"SELECT count(*) FROM ingest.search('Text', 10, filter => '{"shelf": "none"}')"#), 0, "{settings}");
-        assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.search('Text', 10, filter => '{}')"), 10, "{settings}");
+        assert_eq!(
+            db.one::<i64>(
+                r#"SELECT count(*) FROM ingest.search('Text', 10, filter => '{"tags": ["t1"]}')"#
+            ),
+            10,
+            "{settings}"
+        );
+        assert_eq!(
+            db.one::<i64>(
+                r#"SELECT count(*) FROM ingest.search('Text', 10, filter => '{"shelf": "none"}')"#
+            ),
+            0,
+            "{settings}"
+        );
+        assert_eq!(
+            db.one::<i64>("SELECT count(*) FROM ingest.search('Text', 10, filter => '{}')"),
+            10,
+            "{settings}"
+        );
     }
 }
 
@@ -104,7 +136,10 @@ fn what_is_no_search_is_refused() {
     ] {
         let error = db.expect_error(sql);
         assert_eq!(error.code, code, "{sql}: {error:?}");
-        assert!(error.hint.is_some() || error.detail.is_some(), "{sql}: {error:?}");
+        assert!(
+            error.hint.is_some() || error.detail.is_some(),
+            "{sql}: {error:?}"
+        );
     }
     let long = db.expect_error("SELECT ingest.embed(repeat('word ', 500000))");
     assert!(long.text().contains("longer"), "{long:?}");
@@ -119,10 +154,15 @@ fn search_leaves_the_settings_as_they_were() {
     db.run(&texts::insert_passages());
     db.settle();
     let settings = || -> Vec<String> {
-        ["hnsw.ef_search", "hnsw.iterative_scan", "search_path", "enable_seqscan"]
-            .iter()
-            .map(|name| db.one::<String>(&format!("SELECT current_setting('{name}')")))
-            .collect()
+        [
+            "hnsw.ef_search",
+            "hnsw.iterative_scan",
+            "search_path",
+            "enable_seqscan",
+        ]
+        .iter()
+        .map(|name| db.one::<String>(&format!("SELECT current_setting('{name}')")))
+        .collect()
     };
     let search = "SELECT count(*) FROM ingest.search('text', 200, filter => '{}')";
     db.run(search);
@@ -135,7 +175,11 @@ fn search_leaves_the_settings_as_they_were() {
     db.run("SET hnsw.ef_search = 77; SET hnsw.iterative_scan = relaxed_order");
     db.run("BEGIN");
     db.run(search);
-    assert_eq!(&settings()[..2], ["77", "relaxed_order"], "inside the transaction");
+    assert_eq!(
+        &settings()[..2],
+        ["77", "relaxed_order"],
+        "inside the transaction"
+    );
     db.run("COMMIT");
     assert_eq!(&settings()[..2], ["77", "relaxed_order"]);
 }
@@ -146,9 +190,17 @@ fn search_sees_the_transaction_it_runs_in() {
     db.run(&texts::insert_passages());
     db.settle();
     db.run("BEGIN; DELETE FROM ingest.documents WHERE key = 'keys.md'");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.search('how do I rotate a key?', 10) WHERE key = 'keys.md'"), 0);
+    assert_eq!(
+        db.one::<i64>(
+            "SELECT count(*) FROM ingest.search('how do I rotate a key?', 10) WHERE key = 'keys.md'"
+        ),
+        0
+    );
     db.run("ROLLBACK");
-    assert_eq!(db.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"), "keys.md");
+    assert_eq!(
+        db.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"),
+        "keys.md"
+    );
     // A read-only transaction can search.
     db.run("BEGIN READ ONLY; SELECT * FROM ingest.search('how do I rotate a key?', 1); SELECT * FROM ingest.progress; COMMIT");
 }
@@ -161,8 +213,14 @@ fn pgvector_may_live_in_any_schema() {
     db.run(&texts::insert_passages());
     db.settle();
     for search_path in ["public", "", "ingest", r#""my extensions""#] {
-        db.run(&format!("SELECT set_config('search_path', '{search_path}', false)"));
-        assert_eq!(db.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"), "keys.md", "{search_path}");
+        db.run(&format!(
+            "SELECT set_config('search_path', '{search_path}', false)"
+        ));
+        assert_eq!(
+            db.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"),
+            "keys.md",
+            "{search_path}"
+        );
     }
     db.run("UPDATE ingest.documents SET content = content || ' More.' WHERE key = 'keys.md'; DELETE FROM ingest.documents WHERE key = 'moon.md'");
     db.settle();
@@ -188,8 +246,15 @@ fn the_first_query_is_answered_soon_and_the_next_at_once() {
         .collect();
     rest.sort();
     println!("first {first:?}, then {:?} at the median", rest[10]);
-    assert!(first < Duration::from_secs(5), "the first query took {first:?}");
-    assert!(rest[10] < Duration::from_millis(500), "the median query took {:?}", rest[10]);
+    assert!(
+        first < Duration::from_secs(5),
+        "the first query took {first:?}"
+    );
+    assert!(
+        rest[10] < Duration::from_millis(500),
+        "the median query took {:?}",
+        rest[10]
+    );
 }
 
 #[test]
@@ -197,12 +262,20 @@ fn a_query_is_answered_while_a_backlog_is_embedded() {
     let db = Database::with_pipeline();
     db.worker();
     db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, repeat('Text number ' || n || '. ', 60) FROM generate_series(1, 300) n");
-    wait_until("the backlog is being embedded", SOON, || db.progress().embedded > 0);
+    wait_until("the backlog is being embedded", SOON, || {
+        db.progress().embedded > 0
+    });
     let start = Instant::now();
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.search('Text number 7', 1)"), 1);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.search('Text number 7', 1)"),
+        1
+    );
     let took = start.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
-    assert!(db.progress().pending > 0, "the backlog was over too soon to tell");
+    assert!(
+        db.progress().pending > 0,
+        "the backlog was over too soon to tell"
+    );
     db.run("TRUNCATE ingest.documents");
 }
 
@@ -219,7 +292,10 @@ fn many_sessions_ask_at_once() {
                 for round in 0..4 {
                     let number = (session + round) % texts::QUESTIONS.len();
                     let row = client
-                        .query_one("SELECT key FROM ingest.search($1, 1)", &[&texts::QUESTIONS[number]])
+                        .query_one(
+                            "SELECT key FROM ingest.search($1, 1)",
+                            &[&texts::QUESTIONS[number]],
+                        )
                         .unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
                     assert_eq!(row.get::<_, String>(0), texts::PASSAGES[number].0);
                 }
@@ -249,22 +325,35 @@ fn a_query_can_be_cancelled_while_nobody_answers() {
     let db = Database::with_pipeline();
     db.run("SELECT ingest.embed('The model is loaded.')");
     let stopped = Stopped::new(db.worker());
-    for sql in ["SELECT ingest.embed('a question')", "SELECT * FROM ingest.search('a question', 3)"] {
+    for sql in [
+        "SELECT ingest.embed('a question')",
+        "SELECT * FROM ingest.search('a question', 3)",
+    ] {
         let start = Instant::now();
         let error = db.expect_error(&format!("SET statement_timeout = '200ms'; {sql}"));
         assert_eq!(error.code, "57014", "{error:?}");
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
         db.run("RESET statement_timeout");
     }
     let mut other = db.connect();
-    let pid: i32 = other.query_one("SELECT pg_backend_pid()", &[]).expect("a pid").get(0);
+    let pid: i32 = other
+        .query_one("SELECT pg_backend_pid()", &[])
+        .expect("a pid")
+        .get(0);
     let error = std::thread::scope(|scope| {
         let asking = scope.spawn(move || other.batch_execute("SELECT ingest.embed('a question')"));
         wait_until("it waits", SOON, || {
             db.one(&format!("SELECT state = 'active' AND wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = {pid}"))
         });
         db.run(&format!("SELECT pg_cancel_backend({pid})"));
-        asking.join().expect("the thread ends well").expect_err("it is cancelled")
+        asking
+            .join()
+            .expect("the thread ends well")
+            .expect_err("it is cancelled")
     });
     assert_eq!(ServerError::from(error).code, "57014");
     drop(stopped);

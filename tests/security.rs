@@ -30,9 +30,16 @@ fn gone(db: &Database, role: &str) {
 fn the_target_is_written_as_the_pipelines_owner() {
     let db = Database::new();
     let (owner, mut client) = role(&db);
-    run(&mut client, "SELECT ingest.create_pipeline('mine', target => 'app.docs', max_attempts => 1, index => 'immediate')");
-    assert!(db.one::<bool>(&format!("SELECT owner::text = '{owner}' FROM ingest.pipelines")));
-    assert!(db.one::<bool>(&format!("SELECT relowner::regrole::text = '{owner}' FROM pg_class WHERE oid = 'app.docs'::regclass")));
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('mine', target => 'app.docs', max_attempts => 1, index => 'immediate')",
+    );
+    assert!(db.one::<bool>(&format!(
+        "SELECT owner::text = '{owner}' FROM ingest.pipelines"
+    )));
+    assert!(db.one::<bool>(&format!(
+        "SELECT relowner::regrole::text = '{owner}' FROM pg_class WHERE oid = 'app.docs'::regclass"
+    )));
     run(
         &mut client,
         "CREATE TABLE app.who (what text, session_role text, acting_role text, superuser text);
@@ -59,27 +66,60 @@ fn the_target_is_written_as_the_pipelines_owner() {
     );
     // These fail in ways that stand for the whole pipeline (permission denied), so each is tried by itself.
     db.run("SELECT ingest.pause('mine'); SELECT ingest.resume('mine')");
-    wait_until("the good ones are there", SOON, || db.one::<i64>("SELECT count(*) FROM app.docs") == 2);
-    assert!(!db.one::<bool>(&format!("SELECT rolsuper FROM pg_roles WHERE rolname = '{owner}'")), "the owner became a superuser");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM app.docs WHERE document_key = 'evil'"), 0);
-    run(&mut client, "DELETE FROM ingest.documents WHERE key = 'evil'");
+    wait_until("the good ones are there", SOON, || {
+        db.one::<i64>("SELECT count(*) FROM app.docs") == 2
+    });
+    assert!(
+        !db.one::<bool>(&format!(
+            "SELECT rolsuper FROM pg_roles WHERE rolname = '{owner}'"
+        )),
+        "the owner became a superuser"
+    );
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM app.docs WHERE document_key = 'evil'"),
+        0
+    );
+    run(
+        &mut client,
+        "DELETE FROM ingest.documents WHERE key = 'evil'",
+    );
     for key in ["reset", "read"] {
-        run(&mut client, &format!("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', '{key}', 'A text to {key}.')"));
+        run(
+            &mut client,
+            &format!(
+                "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', '{key}', 'A text to {key}.')"
+            ),
+        );
         db.run("SELECT ingest.resume('mine')");
         wait_until("it is refused", SOON, || {
             let progress = db.progress_of("mine");
             progress.failed == 1 || progress.state == "blocked"
         });
-        assert_eq!(db.one::<i64>(&format!("SELECT count(*) FROM app.docs WHERE document_key = '{key}'")), 0, "{key}");
-        run(&mut client, &format!("DELETE FROM ingest.documents WHERE key = '{key}'"));
+        assert_eq!(
+            db.one::<i64>(&format!(
+                "SELECT count(*) FROM app.docs WHERE document_key = '{key}'"
+            )),
+            0,
+            "{key}"
+        );
+        run(
+            &mut client,
+            &format!("DELETE FROM ingest.documents WHERE key = '{key}'"),
+        );
     }
-    run(&mut client, "UPDATE ingest.documents SET metadata = '{\"a\": 1}' WHERE key = 'good'; DELETE FROM ingest.documents WHERE key = 'fine'");
+    run(
+        &mut client,
+        "UPDATE ingest.documents SET metadata = '{\"a\": 1}' WHERE key = 'good'; DELETE FROM ingest.documents WHERE key = 'fine'",
+    );
     let roles = db.rows_as_text("SELECT DISTINCT what, acting_role, superuser FROM app.who WHERE acting_role <> session_role OR session_role <> 'postgres' OR superuser <> 'on'");
     let acting = db.all::<String>("SELECT DISTINCT acting_role FROM app.who");
     assert_eq!(acting, [owner.clone()], "{roles:?}");
     // A trigger of the owner runs as the owner also when a superuser deletes the document.
     db.run("DELETE FROM ingest.documents WHERE key = 'good'");
-    assert_eq!(db.all::<String>("SELECT DISTINCT acting_role FROM app.who"), [owner.clone()]);
+    assert_eq!(
+        db.all::<String>("SELECT DISTINCT acting_role FROM app.who"),
+        [owner.clone()]
+    );
     drop(client);
     gone(&db, &owner);
 }
@@ -88,7 +128,10 @@ fn the_target_is_written_as_the_pipelines_owner() {
 fn a_forbidden_action_harms_only_its_document() {
     let db = Database::new();
     let (owner, mut client) = role(&db);
-    run(&mut client, "SELECT ingest.create_pipeline('mine', target => 'app.docs', max_attempts => 1)");
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('mine', target => 'app.docs', max_attempts => 1)",
+    );
     run(
         &mut client,
         "CREATE FUNCTION app.note() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -105,9 +148,17 @@ fn a_forbidden_action_harms_only_its_document() {
         "INSERT INTO ingest.documents (pipeline, key, content)
          SELECT 'mine', 'k' || n, CASE n WHEN 5 THEN 'An evil text.' ELSE 'Text number ' || n END FROM generate_series(1, 10) n",
     );
-    wait_until("the others are embedded", SOON, || db.progress_of("mine").embedded == 9);
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM pg_roles WHERE rolname = 'intruder'"), 0);
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM app.docs WHERE content LIKE '%evil%'"), 0);
+    wait_until("the others are embedded", SOON, || {
+        db.progress_of("mine").embedded == 9
+    });
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM pg_roles WHERE rolname = 'intruder'"),
+        0
+    );
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM app.docs WHERE content LIKE '%evil%'"),
+        0
+    );
     drop(client);
     gone(&db, &owner);
 }
@@ -136,15 +187,34 @@ fn a_pipeline_obeys_its_owner_only() {
         "SELECT ingest.stage_files('default', ARRAY['k'], ARRAY['x'], ARRAY['{}'::jsonb], ARRAY[NULL])",
     ] {
         let error = client.batch_execute(sql).err().map(ServerError::from);
-        assert_eq!(error.as_ref().map(|error| error.code.as_str()), Some("42501"), "{sql}: {error:?}");
+        assert_eq!(
+            error.as_ref().map(|error| error.code.as_str()),
+            Some("42501"),
+            "{sql}: {error:?}"
+        );
     }
     assert_eq!(db.progress().counts(), (8, 8, 0, 0));
     // Its own it can do all this with.
-    run(&mut client, "SELECT ingest.create_pipeline('mine', target => 'app.docs')");
-    run(&mut client, "SELECT ingest.pause('mine'); SELECT ingest.resume('mine'); SELECT ingest.alter_pipeline('mine', chunk_tokens => 20)");
-    run(&mut client, "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')");
-    run(&mut client, "SELECT ingest.wait('mine', '60 s'); SELECT * FROM ingest.search('text', 1, 'mine')");
-    run(&mut client, "SELECT * FROM ingest.progress; SELECT * FROM ingest.doctor(); SELECT ingest.retry('mine')");
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('mine', target => 'app.docs')",
+    );
+    run(
+        &mut client,
+        "SELECT ingest.pause('mine'); SELECT ingest.resume('mine'); SELECT ingest.alter_pipeline('mine', chunk_tokens => 20)",
+    );
+    run(
+        &mut client,
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')",
+    );
+    run(
+        &mut client,
+        "SELECT ingest.wait('mine', '60 s'); SELECT * FROM ingest.search('text', 1, 'mine')",
+    );
+    run(
+        &mut client,
+        "SELECT * FROM ingest.progress; SELECT * FROM ingest.doctor(); SELECT ingest.retry('mine')",
+    );
     run(&mut client, "SELECT ingest.drop_pipeline('mine', true)");
     drop(client);
     gone(&db, &owner);
@@ -154,7 +224,9 @@ fn a_pipeline_obeys_its_owner_only() {
 fn a_waiting_role_needs_no_right_to_the_tables() {
     let db = Database::with_pipeline();
     let role = format!("waiter_{}", db.name());
-    db.run(&format!("CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA ingest TO {role}"));
+    db.run(&format!(
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA ingest TO {role}"
+    ));
     db.run("SELECT ingest.pause('default'); INSERT INTO ingest.documents (key, content) VALUES ('k', 'A text.')");
     let mut client = db.connect_as(&role);
     run(&mut client, "SELECT ingest.wait(timeout => '1 s')");
@@ -166,11 +238,18 @@ fn a_waiting_role_needs_no_right_to_the_tables() {
 fn an_owner_that_is_dropped_blocks_its_pipeline() {
     let db = Database::with_pipeline();
     let (owner, mut client) = role(&db);
-    run(&mut client, "SELECT ingest.create_pipeline('mine', target => 'app.docs')");
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('mine', target => 'app.docs')",
+    );
     drop(client);
-    db.run(&format!("REASSIGN OWNED BY {owner} TO postgres; DROP OWNED BY {owner}; DROP ROLE {owner}"));
+    db.run(&format!(
+        "REASSIGN OWNED BY {owner} TO postgres; DROP OWNED BY {owner}; DROP ROLE {owner}"
+    ));
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')");
-    wait_until("the pipeline is blocked", SOON, || db.progress_of("mine").state == "blocked");
+    wait_until("the pipeline is blocked", SOON, || {
+        db.progress_of("mine").state == "blocked"
+    });
     db.run(&texts::insert_passages());
     wait_until("the other goes on", SOON, || db.progress().embedded == 8);
     db.run("SELECT ingest.drop_pipeline('mine')");
@@ -237,12 +316,22 @@ fn every_object_says_what_it_is() {
 #[test]
 fn columns_that_do_not_explain_themselves_are_explained() {
     let db = Database::with_pipeline();
-    for (relation, least) in [("documents", 4), ("failures", 2), ("progress", 10), ("pipelines", 4), ("workers", 4), ("default_chunks", 4)] {
+    for (relation, least) in [
+        ("documents", 4),
+        ("failures", 2),
+        ("progress", 10),
+        ("pipelines", 4),
+        ("workers", 4),
+        ("default_chunks", 4),
+    ] {
         let explained: i64 = db.one(&format!(
             "SELECT count(*) FROM pg_attribute a WHERE a.attrelid = 'ingest.{relation}'::regclass AND a.attnum > 0
              AND col_description(a.attrelid, a.attnum) IS NOT NULL"
         ));
-        assert!(explained >= least, "{explained} columns of {relation} have a comment");
+        assert!(
+            explained >= least,
+            "{explained} columns of {relation} have a comment"
+        );
     }
 }
 
@@ -255,7 +344,10 @@ fn the_names_are_those_of_the_contract() {
              WHERE attrelid = 'ingest.{relation}'::regclass AND attnum > 0 AND NOT attisdropped"
         ))
     };
-    assert_eq!(columns("documents"), "id, pipeline, key, content, metadata, created_at, updated_at");
+    assert_eq!(
+        columns("documents"),
+        "id, pipeline, key, content, metadata, created_at, updated_at"
+    );
     assert_eq!(
         columns("progress"),
         "pipeline, state, documents, embedded, pending, in_flight, failed, percent, bar, chunks, tokens, \
@@ -278,18 +370,36 @@ fn the_names_are_those_of_the_contract() {
     for (function, expected) in [
         ("pause", "pipeline text -> void"),
         ("resume", "pipeline text -> void"),
-        ("drop_pipeline", "name text, drop_target boolean DEFAULT false -> void"),
-        ("retry", "pipeline text DEFAULT NULL::text, key text DEFAULT NULL::text, error_class text DEFAULT NULL::text -> bigint"),
-        ("wait", "pipeline text DEFAULT NULL::text, timeout interval DEFAULT NULL::interval -> boolean"),
-        ("embed", "input text, pipeline text DEFAULT 'default'::text -> vector"),
+        (
+            "drop_pipeline",
+            "name text, drop_target boolean DEFAULT false -> void",
+        ),
+        (
+            "retry",
+            "pipeline text DEFAULT NULL::text, key text DEFAULT NULL::text, error_class text DEFAULT NULL::text -> bigint",
+        ),
+        (
+            "wait",
+            "pipeline text DEFAULT NULL::text, timeout interval DEFAULT NULL::interval -> boolean",
+        ),
+        (
+            "embed",
+            "input text, pipeline text DEFAULT 'default'::text -> vector",
+        ),
         (
             "search",
             "query text, k integer DEFAULT 10, pipeline text DEFAULT 'default'::text, filter jsonb DEFAULT NULL::jsonb \
              -> TABLE(key text, chunk_no integer, content text, metadata jsonb, similarity double precision)",
         ),
         ("count_tokens", "input text, model text -> integer"),
-        ("load_files", "directory text, pattern text DEFAULT '**/*'::text, pipeline text DEFAULT 'default'::text -> bigint"),
-        ("doctor", " -> TABLE(\"check\" text, ok boolean, detail text, hint text)"),
+        (
+            "load_files",
+            "directory text, pattern text DEFAULT '**/*'::text, pipeline text DEFAULT 'default'::text -> bigint",
+        ),
+        (
+            "doctor",
+            " -> TABLE(\"check\" text, ok boolean, detail text, hint text)",
+        ),
     ] {
         assert_eq!(signature(function), expected, "{function}");
     }

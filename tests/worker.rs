@@ -44,7 +44,8 @@ fn an_idle_worker_costs_nothing() {
     db.run(&texts::insert_passages());
     db.quiesce();
     db.run("CHECKPOINT");
-    let pids: Vec<i32> = db.all("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'pg_ingest%'");
+    let pids: Vec<i32> =
+        db.all("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'pg_ingest%'");
     assert_eq!(pids.len(), 2, "a launcher and a worker");
     let measure = || -> (String, Vec<u64>) {
         let lsn = db.one("SELECT pg_current_wal_insert_lsn()::text");
@@ -60,7 +61,11 @@ fn an_idle_worker_costs_nothing() {
     let before = measure();
     // Two seconds are the measurement here, not a wait for something.
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(measure(), before, "WAL position and processor time of launcher and worker over two idle seconds");
+    assert_eq!(
+        measure(),
+        before,
+        "WAL position and processor time of launcher and worker over two idle seconds"
+    );
 }
 
 #[test]
@@ -79,8 +84,15 @@ fn a_commit_wakes_the_worker_at_once() {
         })
         .collect();
     latencies.sort();
-    println!("commit to visible: median {:?}, longest {:?}", latencies[7], latencies[14]);
-    assert!(latencies[7] < Duration::from_secs(1), "the median is {:?}", latencies[7]);
+    println!(
+        "commit to visible: median {:?}, longest {:?}",
+        latencies[7], latencies[14]
+    );
+    assert!(
+        latencies[7] < Duration::from_secs(1),
+        "the median is {:?}",
+        latencies[7]
+    );
 }
 
 #[test]
@@ -103,18 +115,30 @@ fn several_workers_never_embed_a_document_twice() {
         ));
     }
     all_embedded_once(&db, 300);
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM public.written"), 300, "a document was written twice");
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM public.written"),
+        300,
+        "a document was written twice"
+    );
     let shares = db.rows_as_text("SELECT pid, count(*) FROM public.written GROUP BY pid");
     println!("documents by worker: {shares:?}");
     // Fewer are enough from now on, and none is enough for a backlog to wait.
     cluster.reload(&[("pg_ingest.workers", "1")]);
-    wait_until("two workers have left", SOON, || db.worker_pids().len() == 1);
+    wait_until("two workers have left", SOON, || {
+        db.worker_pids().len() == 1
+    });
     cluster.reload(&[("pg_ingest.workers", "0")]);
-    wait_until("the last worker has left", SOON, || db.worker_pids().is_empty());
+    wait_until("the last worker has left", SOON, || {
+        db.worker_pids().is_empty()
+    });
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('late', 'A late text.')");
     assert!(!db.one::<bool>("SELECT ingest.wait(timeout => '0.3 s')"));
     assert_eq!(db.progress().state, "blocked");
-    assert!(db.progress().last_error.is_some_and(|error| error.contains("pg_ingest.workers")));
+    assert!(
+        db.progress()
+            .last_error
+            .is_some_and(|error| error.contains("pg_ingest.workers"))
+    );
     cluster.reload(&[("pg_ingest.workers", "2")]);
     all_embedded_once(&db, 301);
 }
@@ -147,7 +171,10 @@ fn a_database_that_gets_the_extension_later_gets_its_worker_at_once() {
     let other = Database::empty_in(shared_cluster(&[]));
     other.run("BEGIN; CREATE EXTENSION pg_ingest CASCADE; ROLLBACK");
     other.run("CREATE EXTENSION vector");
-    let workers = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND backend_type LIKE 'pg_ingest%'", other.name());
+    let workers = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND backend_type LIKE 'pg_ingest%'",
+        other.name()
+    );
     wait_until("no worker stays", SOON, || other.one::<i64>(&workers) == 0);
 }
 
@@ -166,7 +193,10 @@ fn a_restarted_server_goes_on() {
     cluster.start_server();
     db.reconnect();
     all_embedded_once(&db, 150);
-    assert!(took < Duration::from_secs(3), "a fast shutdown with work in flight took {took:?}");
+    assert!(
+        took < Duration::from_secs(3),
+        "a fast shutdown with work in flight took {took:?}"
+    );
 }
 
 #[test]
@@ -192,7 +222,9 @@ fn a_terminated_worker_is_replaced() {
     insert_backlog(&db, 120);
     halfway(&db);
     assert!(db.one::<bool>(&format!("SELECT pg_terminate_backend({first})")));
-    wait_until("another worker runs", SOON, || db.worker_pids().iter().any(|pid| *pid != first));
+    wait_until("another worker runs", SOON, || {
+        db.worker_pids().iter().any(|pid| *pid != first)
+    });
     all_embedded_once(&db, 120);
     // Cancelling it harms nothing either.
     db.run("INSERT INTO ingest.documents (key, content) SELECT 'c' || n, 'Text ' || n FROM generate_series(1, 30) n");
@@ -210,7 +242,9 @@ fn a_killed_worker_loses_and_doubles_nothing() {
         halfway(&db);
         let worker = db.worker();
         signal(worker, "KILL");
-        wait_until("the server has noticed", SOON, || db.try_run("SELECT 1").is_err());
+        wait_until("the server has noticed", SOON, || {
+            db.try_run("SELECT 1").is_err()
+        });
         db.reconnect();
     }
     all_embedded_once(&db, 200);
@@ -222,10 +256,15 @@ fn a_killed_launcher_is_replaced() {
     let db = Database::new_in(&cluster);
     db.run("SELECT ingest.create_pipeline()");
     db.worker();
-    let launcher = || -> Option<i32> { db.all("SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_ingest launcher'").pop() };
+    let launcher = || -> Option<i32> {
+        db.all("SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_ingest launcher'")
+            .pop()
+    };
     let first = launcher().expect("a launcher runs");
     db.run(&format!("SELECT pg_terminate_backend({first})"));
-    wait_until("another launcher runs", SOON, || launcher().is_some_and(|pid| pid != first));
+    wait_until("another launcher runs", SOON, || {
+        launcher().is_some_and(|pid| pid != first)
+    });
     let other = Database::new_in(&cluster);
     other.run("SELECT ingest.create_pipeline()");
     for db in [&db, &other] {
@@ -303,7 +342,10 @@ fn a_database_can_be_renamed_and_copied_while_its_worker_works() {
         .unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
     db.rename(&renamed);
     db.worker();
-    assert_eq!(db.one::<String>("SELECT database FROM ingest.workers WHERE database = current_database()"), renamed);
+    assert_eq!(
+        db.one::<String>("SELECT database FROM ingest.workers WHERE database = current_database()"),
+        renamed
+    );
     halfway(&db);
     db.disconnect();
     let copy = format!("{}_copy", db.name());
@@ -315,7 +357,9 @@ fn a_database_can_be_renamed_and_copied_while_its_worker_works() {
     // The copy's own backlog is worked off by a worker of its own.
     db.rename(&copy);
     all_embedded_once(&db, 100);
-    maintenance.batch_execute(&format!("DROP DATABASE {renamed}")).unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
+    maintenance
+        .batch_execute(&format!("DROP DATABASE {renamed}"))
+        .unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
 }
 
 #[test]
@@ -323,7 +367,9 @@ fn a_user_connected_keeps_the_database_and_the_worker() {
     let db = Database::with_pipeline();
     db.worker();
     let mut maintenance = db.cluster().client("postgres");
-    let error = maintenance.batch_execute(&format!("DROP DATABASE {}", db.name())).expect_err("somebody is connected");
+    let error = maintenance
+        .batch_execute(&format!("DROP DATABASE {}", db.name()))
+        .expect_err("somebody is connected");
     assert_eq!(ServerError::from(error).code, "55006");
     db.run(&texts::insert_passages());
     all_embedded_once(&db, 8);
@@ -356,18 +402,35 @@ fn without_preload_everything_says_what_to_do() {
     db.run(&texts::insert_passages());
     assert_eq!(db.progress().counts(), (8, 0, 8, 0));
     assert_eq!(db.progress().state, "blocked");
-    assert!(db.progress().last_error.is_some_and(|error| error.contains("shared_preload_libraries")));
-    for sql in ["SELECT ingest.embed('text')", "SELECT * FROM ingest.search('text', 3)"] {
+    assert!(
+        db.progress()
+            .last_error
+            .is_some_and(|error| error.contains("shared_preload_libraries"))
+    );
+    for sql in [
+        "SELECT ingest.embed('text')",
+        "SELECT * FROM ingest.search('text', 3)",
+    ] {
         let error = db.expect_error(sql);
         assert_eq!(error.code, "55000", "{error:?}");
-        assert!(error.hint.as_ref().is_some_and(|hint| hint.contains("shared_preload_libraries")), "{error:?}");
+        assert!(
+            error
+                .hint
+                .as_ref()
+                .is_some_and(|hint| hint.contains("shared_preload_libraries")),
+            "{error:?}"
+        );
     }
-    let hint: String = db.one(r#"SELECT hint FROM ingest.doctor() WHERE "check" = 'preload' AND NOT ok"#);
+    let hint: String =
+        db.one(r#"SELECT hint FROM ingest.doctor() WHERE "check" = 'preload' AND NOT ok"#);
     assert!(hint.contains("shared_preload_libraries"));
     assert!(!db.one::<bool>("SELECT ingest.wait(timeout => '0.3 s')"));
     assert!(db.rows("SELECT * FROM ingest.workers").is_empty());
     db.run("UPDATE ingest.documents SET content = content || ' More.'; DELETE FROM ingest.documents WHERE key = 'moon.md'");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.split('A text.')"), 1);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.split('A text.')"),
+        1
+    );
     // What the hint says is all that is needed.
     cluster.restart(&[("shared_preload_libraries", "pg_ingest")]);
     db.reconnect();
@@ -386,18 +449,33 @@ fn a_session_that_keeps_a_document_locked_holds_up_only_that_document() {
     db.run("UPDATE ingest.documents SET content = content || ' More.' WHERE key <> 'keys.md'");
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('new', 'A new text.')");
     db.settle();
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.default_chunks WHERE content LIKE '% More.'"), 7);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.default_chunks WHERE content LIKE '% More.'"),
+        7
+    );
     locker.batch_execute("COMMIT").expect("COMMIT");
     all_embedded_once(&db, 9);
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.default_chunks WHERE content LIKE '% Locked.'"), 1);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.default_chunks WHERE content LIKE '% Locked.'"),
+        1
+    );
     // So does one that locks chunks.
-    locker.batch_execute("BEGIN; SELECT * FROM ingest.default_chunks WHERE document_key = 'keys.md' FOR UPDATE").expect("an open transaction");
+    locker
+        .batch_execute(
+            "BEGIN; SELECT * FROM ingest.default_chunks WHERE document_key = 'keys.md' FOR UPDATE",
+        )
+        .expect("an open transaction");
     db.run("UPDATE ingest.documents SET content = content || ' Once more.' WHERE key IN ('keys.md', 'moon.md')");
     wait_until("the other document is embedded", SOON, || {
         db.one("SELECT EXISTS (SELECT FROM ingest.default_chunks WHERE document_key = 'moon.md' AND content LIKE '% Once more.')")
     });
     locker.batch_execute("COMMIT").expect("COMMIT");
     all_embedded_once(&db, 9);
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.default_chunks WHERE content LIKE '% Once more.'"), 2);
+    assert_eq!(
+        db.one::<i64>(
+            "SELECT count(*) FROM ingest.default_chunks WHERE content LIKE '% Once more.'"
+        ),
+        2
+    );
     assert_eq!(db.rows("SELECT * FROM ingest.failures").len(), 0);
 }

@@ -26,7 +26,13 @@ struct Batch {
 }
 
 impl Batch {
-    fn add(&mut self, key: String, content: Option<String>, metadata: serde_json::Value, error: Option<String>) {
+    fn add(
+        &mut self,
+        key: String,
+        content: Option<String>,
+        metadata: serde_json::Value,
+        error: Option<String>,
+    ) {
         self.bytes += content.as_ref().map_or(0, String::len);
         self.keys.push(key);
         self.contents.push(content);
@@ -74,7 +80,10 @@ fn load_files(directory: &str, pattern: &str, pipeline: &str) -> i64 {
     let mut failed = 0;
     let mut not_text = Vec::new();
     let mut batch = Batch::default();
-    for found in files::find(Path::new(directory), pattern).map_err(unfindable).or_raise() {
+    for found in files::find(Path::new(directory), pattern)
+        .map_err(unfindable)
+        .or_raise()
+    {
         pgrx::check_for_interrupts!();
         // A name or file that cannot be read is one file's trouble, not the end of the load.
         let file = match found {
@@ -84,7 +93,8 @@ fn load_files(directory: &str, pattern: &str, pipeline: &str) -> i64 {
                 continue;
             }
         };
-        let source = |format: &str| json!({ "source": file.path.to_string_lossy(), "format": format });
+        let source =
+            |format: &str| json!({ "source": file.path.to_string_lossy(), "format": format });
         match files::read(&file.path, settings::max_document_size() as u64) {
             Err(error) => {
                 warning!("skipped: {error}");
@@ -95,7 +105,11 @@ fn load_files(directory: &str, pattern: &str, pipeline: &str) -> i64 {
                 continue;
             }
             Ok(FileContent::Text { text, format }) => {
-                batch.add(file.key, Some(text), source(name_of(format)), None);
+                let content = match format {
+                    Format::Html => files::html_to_markdown(&text),
+                    Format::Text | Format::Markdown => text,
+                };
+                batch.add(file.key, Some(content), source(name_of(format)), None);
             }
             Ok(FileContent::BadEncoding { format, message }) => {
                 failed += 1;
@@ -103,7 +117,8 @@ fn load_files(directory: &str, pattern: &str, pipeline: &str) -> i64 {
             }
             Ok(FileContent::TooLarge { size, limit }) => {
                 failed += 1;
-                let message = format!("the file has {size} bytes; pg_ingest.max_document_size is {limit}");
+                let message =
+                    format!("the file has {size} bytes; pg_ingest.max_document_size is {limit}");
                 batch.add(file.key, None, source("text"), Some(message));
             }
         }
@@ -114,9 +129,17 @@ fn load_files(directory: &str, pattern: &str, pipeline: &str) -> i64 {
     }
     batch.write(&pipeline);
     if !not_text.is_empty() {
-        let some = not_text.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+        let some = not_text
+            .iter()
+            .take(5)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
         let more = if not_text.len() > 5 { ", …" } else { "" };
-        notice!("{} files are not text and were skipped: {some}{more}", not_text.len());
+        notice!(
+            "{} files are not text and were skipped: {some}{more}",
+            not_text.len()
+        );
     }
     if failed > 0 {
         notice!("{failed} files could not be read as text: SELECT * FROM ingest.failures");

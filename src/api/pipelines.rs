@@ -2,7 +2,7 @@
 
 use chunker::{SplitOptions, Splitter};
 use embedder::local::LocalModel;
-use embedder::{ModelName, Provider};
+use embedder::{EmbedError, ModelName, Provider};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{quote_identifier, quote_qualified_identifier};
@@ -160,8 +160,11 @@ impl Settings<'_> {
             in_range("batch_size", size, 1, MAX_BATCH_SIZE)?;
         }
         if self.concurrency != DEFAULT_CONCURRENCY && model.provider == Provider::Local {
-            return Err(UserError::unsupported("concurrency for a local model")
-                .hint("The setting pg_ingest.model_threads bounds what local models run at once."));
+            return Err(
+                UserError::unsupported("concurrency for a local model").hint(
+                    "The setting pg_ingest.model_threads bounds what local models run at once.",
+                ),
+            );
         }
         if self.chunk_tokens < 1 || self.chunk_tokens > longest_chunk {
             return Err(UserError::invalid(format!(
@@ -213,7 +216,15 @@ fn describe(model: &ModelName) -> Result<(i32, i32), UserError> {
                 .hint("Local models work today, for example local/all-MiniLM-L6-v2."),
         );
     }
-    let info = LocalModel::describe(&settings::model_dir().join(&model.name)).map_err(|error| {
+    let directory = settings::model_dir().join(&model.name);
+    // Describing may load the model, and that starts threads.
+    let described = engine::run_with_signals_blocked(|| LocalModel::describe(&directory))
+        .unwrap_or_else(|| {
+            Err(EmbedError::model_unusable(
+                "the model could not be examined",
+            ))
+        });
+    let info = described.map_err(|error| {
         UserError::new(
             PgSqlErrorCode::ERRCODE_UNDEFINED_FILE,
             format!("model {model} cannot be used"),
@@ -337,7 +348,8 @@ fn create_pipeline(
 
 fn check_name(name: &str) -> Result<(), UserError> {
     if name.trim().is_empty() {
-        return Err(UserError::invalid("a pipeline needs a name"));
+        return Err(UserError::invalid("a pipeline needs a name")
+            .hint("Without a name, create_pipeline() makes the pipeline 'default'."));
     }
     if name.len() > MAX_NAME {
         return Err(UserError::new(
@@ -369,7 +381,9 @@ fn refuse_duplicate(name: &str) -> Result<(), UserError> {
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
             format!("pipeline {name:?} already exists"),
         )
-        .hint("Change it with ingest.alter_pipeline(), or remove it with ingest.drop_pipeline()."));
+        .hint(
+            "Change it with ingest.alter_pipeline(), or remove it with ingest.drop_pipeline().",
+        ));
     }
     Ok(())
 }
@@ -432,11 +446,26 @@ fn create_or_check_target(
     ))
     .or_raise();
     for (object, comment) in [
-        (format!("TABLE {quoted}"), "Chunks of documents with their vectors, written by pg_ingest"),
-        (format!("COLUMN {quoted}.document_key"), "ingest.documents.key"),
-        (format!("COLUMN {quoted}.chunk_no"), "place of the chunk in its document, from 0"),
-        (format!("COLUMN {quoted}.tokens"), "length of content in tokens of the model"),
-        (format!("COLUMN {quoted}.metadata"), "ingest.documents.metadata"),
+        (
+            format!("TABLE {quoted}"),
+            "Chunks of documents with their vectors, written by pg_ingest",
+        ),
+        (
+            format!("COLUMN {quoted}.document_key"),
+            "ingest.documents.key",
+        ),
+        (
+            format!("COLUMN {quoted}.chunk_no"),
+            "place of the chunk in its document, from 0",
+        ),
+        (
+            format!("COLUMN {quoted}.tokens"),
+            "length of content in tokens of the model",
+        ),
+        (
+            format!("COLUMN {quoted}.metadata"),
+            "ingest.documents.metadata",
+        ),
     ] {
         Spi::run(&format!("COMMENT ON {object} IS '{comment}'")).or_raise();
     }
@@ -449,7 +478,8 @@ fn create_or_check_target(
 }
 
 fn find_table(quoted: &str) -> Option<pg_sys::Oid> {
-    Spi::get_one_with_args::<pg_sys::Oid>("SELECT to_regclass($1)::oid", &[quoted.into()]).or_raise()
+    Spi::get_one_with_args::<pg_sys::Oid>("SELECT to_regclass($1)::oid", &[quoted.into()])
+        .or_raise()
 }
 
 fn vector_schema() -> String {
@@ -527,7 +557,9 @@ fn check_target(table: pg_sys::Oid, quoted: &str, dimensions: i32) -> Result<(),
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             format!("table {quoted} is the target of pipeline {other:?}"),
         )
-        .hint("Two pipelines in one table would replace each other's chunks; give another target.")),
+        .hint(
+            "Two pipelines in one table would replace each other's chunks; give another target.",
+        )),
         None => Ok(()),
     }
 }
@@ -617,7 +649,10 @@ fn alter_pipeline(
             "changing the model of a pipeline",
             model.is_some_and(|m| m != definition.model),
         ),
-        ("changing the dimensions of a pipeline", dimensions.is_some()),
+        (
+            "changing the dimensions of a pipeline",
+            dimensions.is_some(),
+        ),
         ("base_url", base_url.is_some()),
         ("api_key", api_key.is_some()),
         ("changing the target of a pipeline", target.is_some()),
@@ -634,7 +669,9 @@ fn alter_pipeline(
     // A smaller chunk takes its overlap along when none is given.
     let new_overlap = chunk_overlap.unwrap_or_else(|| {
         if chunk_tokens.is_some() {
-            definition.chunk_overlap.min(new_tokens / DEFAULT_OVERLAP_SHARE)
+            definition
+                .chunk_overlap
+                .min(new_tokens / DEFAULT_OVERLAP_SHARE)
         } else {
             definition.chunk_overlap
         }
@@ -685,7 +722,9 @@ fn alter_pipeline(
         )
         .or_raise();
         if let Some(queued @ 1..) = queued {
-            notice!("{queued} documents are queued to be split anew; their old chunks serve until then");
+            notice!(
+                "{queued} documents are queued to be split anew; their old chunks serve until then"
+            );
         }
     }
     wake::at_commit();

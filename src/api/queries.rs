@@ -21,7 +21,9 @@ fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> 
     let input = input?;
     let definition = Definition::named(pipeline.unwrap_or("default"));
     if input.trim().is_empty() {
-        UserError::invalid("the text to embed is empty").raise();
+        UserError::invalid("the text to embed is empty")
+            .hint("Ask with at least one word.")
+            .raise();
     }
     require_worker();
     let question = Question {
@@ -67,7 +69,9 @@ fn ask(question: &Question) -> Result<Answer, UserError> {
         }
         wait_on(-1, 0, 50);
     }
-    Err(unavailable("none of the workers listens for queries".into()))
+    Err(unavailable(
+        "none of the workers listens for queries".into(),
+    ))
 }
 
 fn exchange(mut stream: UnixStream, question: &Question) -> std::io::Result<Answer> {
@@ -106,7 +110,8 @@ fn exchange(mut stream: UnixStream, question: &Question) -> std::io::Result<Answ
                 return Err(ErrorKind::InvalidData.into());
             }
             if body.len() >= length {
-                return Answer::decode(&body[..length]).ok_or_else(|| ErrorKind::InvalidData.into());
+                return Answer::decode(&body[..length])
+                    .ok_or_else(|| ErrorKind::InvalidData.into());
             }
         }
     }

@@ -141,3 +141,8 @@ pub fn require_worker() {
 fn library_version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
+
+#[pg_extern(sql = false)]
+fn is_preloaded() -> bool {
+    shmem::get().is_some()
+}

@@ -92,13 +92,7 @@ fn split(
     let rows: Vec<_> = chunks
         .iter()
         .enumerate()
-        .map(|(number, chunk)| {
-            (
-                number as i32,
-                chunk.text.to_owned(),
-                chunk.tokens as i32,
-            )
-        })
+        .map(|(number, chunk)| (number as i32, chunk.text.to_owned(), chunk.tokens as i32))
         .collect();
     TableIterator::new(rows)
 }
@@ -111,7 +105,12 @@ fn cost_usd(model: &str, tokens: i64) -> Option<AnyNumeric> {
     }
     let price = catalogue::lookup(&model)?.price_usd_per_million_tokens;
     let micro_dollars = (price * tokens as f64).round() as i64;
-    Some((AnyNumeric::from(micro_dollars) / AnyNumeric::from(1_000_000)).rescale::<14, 6>().ok()?.into())
+    Some(
+        (AnyNumeric::from(micro_dollars) / AnyNumeric::from(1_000_000))
+            .rescale::<14, 6>()
+            .ok()?
+            .into(),
+    )
 }
 
 #[pg_extern(sql = false)]

@@ -103,7 +103,11 @@ impl Claims {
 
     /// Takes documents while the engine has room, the pipelines in turns, and submits them. Returns the pipeline that some
     /// were taken of.
-    pub fn take(&mut self, pipelines: &Pipelines, engine: &Engine) -> Result<Option<i32>, SqlError> {
+    pub fn take(
+        &mut self,
+        pipelines: &Pipelines,
+        engine: &Engine,
+    ) -> Result<Option<i32>, SqlError> {
         let ready: Vec<&Arc<Active>> = pipelines.ready().collect();
         for offset in 0..ready.len() {
             if !engine.has_room() {
@@ -157,7 +161,11 @@ impl Claims {
                         ),
                     );
                 }
-                None => self.refuse(ticket, ErrorClass::InvalidRequest, "the content is null".into()),
+                None => self.refuse(
+                    ticket,
+                    ErrorClass::InvalidRequest,
+                    "the content is null".into(),
+                ),
                 Some(content) => engine.submit(Document {
                     ticket,
                     pipeline: Arc::clone(&pipeline.spec),

@@ -65,14 +65,21 @@ pub extern "C-unwind" fn pg_ingest_launcher_main(_argument: pg_sys::Datum) {
     shared.become_launcher();
     let mut databases: HashMap<pg_sys::Oid, Database> = HashMap::new();
     loop {
-        super::main_loop::reload_settings();
+        let reloaded = super::main_loop::reload_settings();
         let (asking, all) = shared.take_requests();
-        let candidates = if all { served_databases() } else { asking };
+        let candidates = if all || reloaded {
+            served_databases()
+        } else {
+            asking
+        };
         for database in candidates {
             databases.entry(database).or_default();
         }
         let next = supervise(shared, &mut databases);
-        super::main_loop::wait(-1, next.map(|at| at.saturating_duration_since(Instant::now())));
+        super::main_loop::wait(
+            -1,
+            next.map(|at| at.saturating_duration_since(Instant::now())),
+        );
     }
 }
 
@@ -81,7 +88,7 @@ fn supervise(shared: &Shared, databases: &mut HashMap<pg_sys::Oid, Database>) ->
     for absent in shared.take_absent() {
         databases.remove(&absent);
     }
-    let names = transaction(|| all_databases()).unwrap_or_default();
+    let names = transaction(all_databases).unwrap_or_default();
     let wanted = settings::workers() as i32;
     let mut next: Option<Instant> = None;
     databases.retain(|oid, database| {

@@ -13,9 +13,9 @@ use crate::shmem::{self, Shared, WorkerState};
 use crate::worker::claim::{self, Claims};
 use crate::worker::launcher::worker_identity;
 use crate::worker::pipelines::{self, Pipelines};
+use crate::worker::query_server;
 use crate::worker::transaction::{SqlError, transaction};
 use crate::worker::write::Writer;
-use crate::worker::query_server;
 
 /// Documents that a worker holds at most.
 const MAX_DOCUMENTS: usize = 128;
@@ -46,15 +46,17 @@ pub fn install_signal_handlers() {
     }
 }
 
-/// Rereads the settings if SIGHUP asked for it.
-pub fn reload_settings() {
+/// Rereads the settings if SIGHUP asked for it; whether it did.
+pub fn reload_settings() -> bool {
     // SAFETY: a flag that the signal handler sets; outside a transaction.
     unsafe {
         if (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 {
             (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+            return true;
         }
     }
+    false
 }
 
 /// Sleeps until the latch is set, `fd` (none when negative) can be read, or the timeout passes. Ends the process when the
@@ -67,7 +69,10 @@ pub fn wait(fd: RawFd, timeout: Option<Duration>) {
     let milliseconds = match timeout {
         Some(timeout) => {
             events |= pg_sys::WL_TIMEOUT;
-            i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX).min(i64::from(i32::MAX)) + 1
+            i64::try_from(timeout.as_millis())
+                .unwrap_or(i64::MAX)
+                .min(i64::from(i32::MAX))
+                + 1
         }
         None => -1,
     };
@@ -190,7 +195,7 @@ impl Worker {
         database: pg_sys::Oid,
         number: i32,
     ) -> Result<Self, String> {
-        transaction(|| configure_session()).map_err(|e| e.to_string())?;
+        transaction(configure_session).map_err(|e| e.to_string())?;
         let bell = Arc::new(EventFd::new().map_err(|e| e.to_string())?);
         let ringer = Arc::clone(&bell);
         let engine = Engine::start(engine::Config {
@@ -239,7 +244,11 @@ impl Worker {
                     pgrx::check_for_interrupts!();
                 }
                 Turn::Wait(timeout) => {
-                    report_activity(if self.claims.is_empty() { c"idle" } else { c"embedding" });
+                    report_activity(if self.claims.is_empty() {
+                        c"idle"
+                    } else {
+                        c"embedding"
+                    });
                     wait(self.bell.0, timeout);
                     self.bell.silence();
                 }
@@ -313,7 +322,10 @@ impl Worker {
             Err(error) if error.is_transient() => return Err(error),
             Err(error) => {
                 // Search works without; the next backlog asks for it again.
-                log!("pg_ingest: the HNSW index of pipeline {:?} cannot be built: {error}", pipeline.name);
+                log!(
+                    "pg_ingest: the HNSW index of pipeline {:?} cannot be built: {error}",
+                    pipeline.name
+                );
                 shmem::set_last_error(self.slot, &error.message);
                 self.pipelines.index_failed(pipeline.id);
             }

@@ -168,27 +168,3 @@ fn send(stream: &mut UnixStream, answer: &Answer) -> std::io::Result<()> {
     frame.extend(body);
     stream.write_all(&frame)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_survive_the_wire() {
-        let Some(Answer::Vector(v)) = Answer::decode(&Answer::Vector(vec![1.5, -2.0]).encode())
-        else {
-            panic!("a vector")
-        };
-        assert_eq!(v, [1.5, -2.0]);
-        let error = Answer::Error {
-            message: "no".into(),
-            hint: None,
-        };
-        assert!(
-            matches!(Answer::decode(&error.encode()), Some(Answer::Error { message, .. }) if message == "no")
-        );
-        assert!(Answer::decode(&[]).is_none());
-        assert!(Answer::decode(&[0, 1]).is_none());
-        assert!(Answer::decode(&[7]).is_none());
-    }
-}

@@ -265,10 +265,15 @@ fn write(batch: &[Outcome], claims: &Claims, jitter: u64) -> Settled {
 }
 
 /// The claim tokens in the queue, by document.
-fn tokens(client: &mut SpiClient, sql: &str, ids: &[i64]) -> Result<BTreeMap<i64, i64>, pgrx::spi::Error> {
+fn tokens(
+    client: &mut SpiClient,
+    sql: &str,
+    ids: &[i64],
+) -> Result<BTreeMap<i64, i64>, pgrx::spi::Error> {
     let mut found = BTreeMap::new();
     for row in run(client, sql, &[ids.to_vec().into()])? {
-        if let (Some(id), Some(token)) = (row["document_id"].value()?, row["claim_token"].value()?) {
+        if let (Some(id), Some(token)) = (row["document_id"].value()?, row["claim_token"].value()?)
+        {
             found.insert(id, token);
         }
     }
@@ -350,9 +355,14 @@ fn write_embedded(
 ) -> Result<(), pgrx::spi::Error> {
     let target = match &pipeline.target {
         Ok(target) => target,
-        Err(problem) => crate::errors::UserError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, problem).raise(),
+        Err(problem) => {
+            crate::errors::UserError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, problem).raise()
+        }
     };
-    let keys: Vec<String> = documents.iter().map(|(claim, _)| claim.key.clone()).collect();
+    let keys: Vec<String> = documents
+        .iter()
+        .map(|(claim, _)| claim.key.clone())
+        .collect();
     let replaced_documents;
     {
         let _acting = ActingAs::new(pipeline.owner);
@@ -379,10 +389,25 @@ fn write_embedded(
         difference.tokens += chunks.iter().map(|chunk| chunk.tokens as i64).sum::<i64>();
     }
     let ids: Vec<i64> = documents.iter().map(|(claim, _)| claim.document).collect();
-    run(client, "DELETE FROM ingest.queue WHERE document_id = ANY ($1)", &[ids.clone().into()])?;
-    run(client, "DELETE FROM ingest.failures WHERE document_id = ANY ($1)", &[ids.clone().into()])?;
+    run(
+        client,
+        "DELETE FROM ingest.queue WHERE document_id = ANY ($1)",
+        &[ids.clone().into()],
+    )?;
+    run(
+        client,
+        "DELETE FROM ingest.failures WHERE document_id = ANY ($1)",
+        &[ids.clone().into()],
+    )?;
     if pipeline.deletes_documents {
-        archiving(|| run(client, "DELETE FROM ingest.documents WHERE id = ANY ($1)", &[ids.into()]).map(drop))?;
+        archiving(|| {
+            run(
+                client,
+                "DELETE FROM ingest.documents WHERE id = ANY ($1)",
+                &[ids.into()],
+            )
+            .map(drop)
+        })?;
         // A document that was there before under this key is the same one, archived again.
         difference.archived += documents.len() as i64 - replaced_documents;
     }
@@ -416,19 +441,42 @@ fn insert_chunks(
     );
     let rows: Vec<(&Claim, usize, &EmbeddedChunk)> = documents
         .iter()
-        .flat_map(|(claim, chunks)| chunks.iter().enumerate().map(move |(no, chunk)| (*claim, no, chunk)))
+        .flat_map(|(claim, chunks)| {
+            chunks
+                .iter()
+                .enumerate()
+                .map(move |(no, chunk)| (*claim, no, chunk))
+        })
         .collect();
     for part in rows.chunks((MAX_FLOATS / dimensions.max(1)).clamp(1, MAX_CHUNKS)) {
-        let floats: Vec<f32> = part.iter().flat_map(|(_, _, chunk)| chunk.embedding.iter().copied()).collect();
+        let floats: Vec<f32> = part
+            .iter()
+            .flat_map(|(_, _, chunk)| chunk.embedding.iter().copied())
+            .collect();
         run(
             client,
             &sql,
             &[
-                part.iter().map(|(claim, _, _)| claim.key.as_str()).collect::<Vec<_>>().into(),
-                part.iter().map(|(_, no, _)| *no as i32).collect::<Vec<_>>().into(),
-                part.iter().map(|(_, _, chunk)| chunk.content.as_str()).collect::<Vec<_>>().into(),
-                part.iter().map(|(_, _, chunk)| chunk.tokens as i32).collect::<Vec<_>>().into(),
-                part.iter().map(|(claim, _, _)| claim.metadata.as_str()).collect::<Vec<_>>().into(),
+                part.iter()
+                    .map(|(claim, _, _)| claim.key.as_str())
+                    .collect::<Vec<_>>()
+                    .into(),
+                part.iter()
+                    .map(|(_, no, _)| *no as i32)
+                    .collect::<Vec<_>>()
+                    .into(),
+                part.iter()
+                    .map(|(_, _, chunk)| chunk.content.as_str())
+                    .collect::<Vec<_>>()
+                    .into(),
+                part.iter()
+                    .map(|(_, _, chunk)| chunk.tokens as i32)
+                    .collect::<Vec<_>>()
+                    .into(),
+                part.iter()
+                    .map(|(claim, _, _)| claim.metadata.as_str())
+                    .collect::<Vec<_>>()
+                    .into(),
                 float_array(&floats),
                 (dimensions as i32).into(),
             ],
@@ -480,7 +528,11 @@ fn fail(
         )?;
         return Ok(());
     }
-    run(client, "DELETE FROM ingest.queue WHERE document_id = $1", &[id.into()])?;
+    run(
+        client,
+        "DELETE FROM ingest.queue WHERE document_id = $1",
+        &[id.into()],
+    )?;
     run(
         client,
         "INSERT INTO ingest.failures AS f (pipeline, document_id, key, error_class, http_status, message, attempts, retryable)
@@ -514,13 +566,20 @@ fn retry_wait(attempts: i32, random: u64) -> f64 {
 }
 
 /// Stops taking documents of a pipeline, visibly, for a while.
-fn block(client: &mut SpiClient, pipeline: &Active, error: &EmbedError) -> Result<(), pgrx::spi::Error> {
+fn block(
+    client: &mut SpiClient,
+    pipeline: &Active,
+    error: &EmbedError,
+) -> Result<(), pgrx::spi::Error> {
     let message = match &error.hint {
         Some(hint) => format!("{} ({hint})", error.message),
         None => error.message.clone(),
     };
     let message = clean(&message);
-    warning!("pg_ingest: pipeline {:?} is blocked: {message}", pipeline.name);
+    warning!(
+        "pg_ingest: pipeline {:?} is blocked: {message}",
+        pipeline.name
+    );
     run(
         client,
         "UPDATE ingest.pipeline

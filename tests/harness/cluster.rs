@@ -81,7 +81,9 @@ impl Cluster {
         let share = PathBuf::from(ask(&pg_config, "--sharedir"));
         for extension in ["pg_ingest", "vector"] {
             assert!(
-                share.join(format!("extension/{extension}.control")).exists(),
+                share
+                    .join(format!("extension/{extension}.control"))
+                    .exists(),
                 "{extension} is not installed in {}: run make install",
                 share.display()
             );
@@ -141,7 +143,8 @@ impl Cluster {
         fs::create_dir_all(&directory).expect("a directory can be made");
         for (name, content) in files {
             let path = directory.join(name);
-            fs::create_dir_all(path.parent().expect("a file lies in a directory")).expect("a directory can be made");
+            fs::create_dir_all(path.parent().expect("a file lies in a directory"))
+                .expect("a directory can be made");
             fs::write(&path, content).expect("a file can be written");
         }
         directory
@@ -158,7 +161,11 @@ impl Cluster {
             .stderr(Stdio::null())
             .status()
             .expect("pg_ctl runs");
-        assert!(status.success(), "the server does not start\n{}", self.log_tail(""));
+        assert!(
+            status.success(),
+            "the server does not start\n{}",
+            self.log_tail("")
+        );
     }
 
     /// Stops the server: `smart`, `fast` or `immediate`.
@@ -184,12 +191,17 @@ impl Cluster {
         self.write_settings();
         let before = self.loaded_at();
         self.run(&mut self.pg_ctl("reload"));
-        wait_until("the settings are reread", SOON, || self.loaded_at() > before);
+        wait_until("the settings are reread", SOON, || {
+            self.loaded_at() > before
+        });
     }
 
     fn loaded_at(&self) -> String {
         self.client("postgres")
-            .query_one("SELECT to_char(pg_conf_load_time(), 'YYYY-MM-DD HH24:MI:SS.US')", &[])
+            .query_one(
+                "SELECT to_char(pg_conf_load_time(), 'YYYY-MM-DD HH24:MI:SS.US')",
+                &[],
+            )
             .expect("pg_conf_load_time()")
             .get(0)
     }
@@ -209,7 +221,12 @@ impl Cluster {
     pub fn client(&self, database: &str) -> Client {
         self.config(database)
             .connect(NoTls)
-            .unwrap_or_else(|error| panic!("no connection to {database}: {error}\n{}", self.log_tail("")))
+            .unwrap_or_else(|error| {
+                panic!(
+                    "no connection to {database}: {error}\n{}",
+                    self.log_tail("")
+                )
+            })
     }
 
     /// One of Postgres's programs (`pg_dump`, `psql`), to be run as the server's user and set to reach this server.
@@ -277,7 +294,12 @@ impl Cluster {
 
     fn write_settings(&self) {
         let mut text = String::new();
-        for (name, value) in self.settings.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (name, value) in self
+            .settings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
             let _ = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
         }
         fs::write(self.data().join("postgresql.conf"), text).expect("the settings can be written");
@@ -306,7 +328,10 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("{}", self.log_tail(""));
         }
-        let watchdog = self.watchdog.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let watchdog = self
+            .watchdog
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(mut watchdog) = watchdog.take() {
             drop(watchdog.stdin.take());
             let _ = watchdog.wait();
@@ -336,7 +361,8 @@ fn server_user() -> Option<User> {
         let postgres = id(&["-u", "postgres"]).is_some();
         if postgres { "postgres" } else { "nobody" }.to_owned()
     });
-    let of = |option: &str| id(&[option, &name]).unwrap_or_else(|| panic!("there is no user {name}"));
+    let of =
+        |option: &str| id(&[option, &name]).unwrap_or_else(|| panic!("there is no user {name}"));
     Some(User {
         uid: of("-u"),
         gid: of("-g"),

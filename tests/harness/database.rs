@@ -74,8 +74,17 @@ impl From<postgres::Error> for ServerError {
 impl ServerError {
     /// Everything that the user reads, in one string.
     pub fn text(&self) -> String {
-        let parts = [Some(&self.message), self.detail.as_ref(), self.hint.as_ref()];
-        parts.into_iter().flatten().cloned().collect::<Vec<_>>().join("\n")
+        let parts = [
+            Some(&self.message),
+            self.detail.as_ref(),
+            self.hint.as_ref(),
+        ];
+        parts
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 
@@ -86,7 +95,10 @@ pub fn connect_options(cluster: &Cluster, database: &str) -> (Config, Arc<Mutex<
     let mut config = cluster.config(database);
     config.notice_callback(move |notice| {
         let text = format!("{}: {}", notice.severity(), notice.message());
-        gathered.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+        gathered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(text);
     });
     (config, notices)
 }
@@ -215,14 +227,18 @@ impl<'c> Database<'c> {
     #[track_caller]
     pub fn execute(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> u64 {
         self.with_client(|client| client.execute(sql, parameters))
-            .unwrap_or_else(|error| panic!("{}: {}", shortened(sql), ServerError::from(error).text()))
+            .unwrap_or_else(|error| {
+                panic!("{}: {}", shortened(sql), ServerError::from(error).text())
+            })
     }
 
     /// The rows of a query.
     #[track_caller]
     pub fn rows(&self, sql: &str) -> Vec<Row> {
         self.with_client(|client| client.query(sql, &[]))
-            .unwrap_or_else(|error| panic!("{}: {}", shortened(sql), ServerError::from(error).text()))
+            .unwrap_or_else(|error| {
+                panic!("{}: {}", shortened(sql), ServerError::from(error).text())
+            })
     }
 
     /// The first column of every row.
@@ -273,7 +289,11 @@ impl<'c> Database<'c> {
     #[track_caller]
     pub fn settle(&self) {
         let settled: bool = self.one("SELECT ingest.wait(timeout => '90 s')");
-        assert!(settled, "documents are still pending: {:?}", self.rows_as_text("SELECT * FROM ingest.progress"));
+        assert!(
+            settled,
+            "documents are still pending: {:?}",
+            self.rows_as_text("SELECT * FROM ingest.progress")
+        );
     }
 
     /// The rows of a query as JSON, for messages.
@@ -335,7 +355,12 @@ impl Progress {
 
     /// `(documents, embedded, pending + in_flight, failed)`.
     pub fn counts(&self) -> (i64, i64, i64, i64) {
-        (self.documents, self.embedded, self.pending + self.in_flight, self.failed)
+        (
+            self.documents,
+            self.embedded,
+            self.pending + self.in_flight,
+            self.failed,
+        )
     }
 }
 
@@ -353,7 +378,10 @@ impl Drop for Database<'_> {
         else {
             return;
         };
-        let _ = maintenance.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+        let _ = maintenance.batch_execute(&format!(
+            "DROP DATABASE IF EXISTS {} WITH (FORCE)",
+            self.name
+        ));
     }
 }
 

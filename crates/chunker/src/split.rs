@@ -125,7 +125,7 @@ pub enum SplitError {
 /// A part of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk<'a> {
-    /// The text, without white space around it.
+    /// The text, without white space around it; in Markdown, its first line may keep its indentation.
     pub text: &'a str,
     /// Its tokens, without special tokens: at most `chunk_tokens`.
     pub tokens: usize,
@@ -138,8 +138,9 @@ pub struct Chunk<'a> {
 ///
 /// Time grows linearly with the text, and memory beyond the result does not grow: see `WINDOW_BYTES_PER_TOKEN`. Measured
 /// on one core of a virtual AMD EPYC that had other work (`examples/split_speed.rs`), chunks of 254 tokens with an overlap
-/// of 32, the PostgreSQL manual: 12 to 14 MB/s with cl100k_base, 6 to 10 MB/s with WordPiece; of texts made to be hard the
-/// slowest, letters among hundreds of newlines, 0.7 MB/s.
+/// of 32, the PostgreSQL manual: 11 to 14 MB/s with cl100k_base, 12 to 13 MB/s with WordPiece; of texts made to be hard,
+/// letters among hundreds of newlines 1 MB/s, and long words that never repeat (base64) what WordPiece itself makes of
+/// them, 0.3 MB/s or less.
 ///
 /// # Errors
 /// What [`SplitOptions::validate`] says; [`SplitError::TooLarge`] for `Splitter::None`;

@@ -43,7 +43,7 @@ pub struct Encoded {
 
 /// Counts tokens as a model does. Cheap to clone; clones share the vocabulary and the remembered counts.
 ///
-/// Counts run at 17 MB/s (WordPiece) to 25 MB/s (cl100k_base) on the PostgreSQL manual and one core of a virtual AMD EPYC
+/// Counts run at 20 to 25 MB/s on the PostgreSQL manual and one core of a virtual AMD EPYC
 /// (`examples/split_speed.rs`).
 #[derive(Clone)]
 pub struct Tokenizer {

@@ -20,11 +20,7 @@ pub(crate) struct Request {
     pub(crate) parts: Vec<Part>,
 }
 
-pub(crate) fn start(
-    threads: usize,
-    calls: Receiver<Request>,
-    load: &Arc<Load>,
-) -> io::Result<()> {
+pub(crate) fn start(threads: usize, calls: Receiver<Request>, load: &Arc<Load>) -> io::Result<()> {
     let calls = Arc::new(Mutex::new(calls));
     for number in 0..threads {
         let calls = Arc::clone(&calls);
@@ -125,7 +121,9 @@ fn check(
         });
     }
     if vectors.iter().flatten().any(|x| !x.is_finite()) {
-        return Err(internal("the model answers with a number that is not finite"));
+        return Err(internal(
+            "the model answers with a number that is not finite",
+        ));
     }
     Ok(vectors)
 }
@@ -175,13 +173,16 @@ mod tests {
     #[test]
     fn throttling_is_not_bisected() {
         let mut calls = 0;
-        let answers = bisect(&[1, 2, 3, 4], &mut |_: &[i32]| -> Result<Vec<i32>, EmbedError> {
-            calls += 1;
-            Err(EmbedError {
-                class: ErrorClass::RateLimited,
-                ..internal("slow down")
-            })
-        });
+        let answers = bisect(
+            &[1, 2, 3, 4],
+            &mut |_: &[i32]| -> Result<Vec<i32>, EmbedError> {
+                calls += 1;
+                Err(EmbedError {
+                    class: ErrorClass::RateLimited,
+                    ..internal("slow down")
+                })
+            },
+        );
         assert_eq!(calls, 1);
         assert!(answers.iter().all(Result::is_err));
     }

@@ -19,7 +19,7 @@ mod threads;
 pub use assembly::{EmbeddedChunk, Outcome};
 pub use models::Models;
 pub use queries::Queries;
-pub use threads::spawn_with_signals_blocked;
+pub use threads::{run_with_signals_blocked, spawn_with_signals_blocked};
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -132,7 +132,7 @@ fn prepare(
             })
             .collect::<Vec<_>>())
     }))
-    .unwrap_or_else(|_| Err(PrepareError::Panic))
+    .unwrap_or(Err(PrepareError::Panic))
     .map_err(failure)?;
     if chunks.is_empty() {
         return Err(failure(PrepareError::Blank));

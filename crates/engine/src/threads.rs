@@ -44,3 +44,15 @@ pub(crate) fn lower_priority() {
         libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, 19);
     }
 }
+
+/// Runs `f` on a thread of its own with every signal blocked, and waits for it: for code that may start threads (a model
+/// being loaded) in a process whose signals its main thread must handle. `None` when the thread could not be started or
+/// panicked.
+pub fn run_with_signals_blocked<R: Send>(f: impl FnOnce() -> R + Send) -> Option<R> {
+    std::thread::scope(|scope| {
+        with_signals_blocked(|| std::thread::Builder::new().spawn_scoped(scope, f))
+            .ok()?
+            .join()
+            .ok()
+    })
+}
