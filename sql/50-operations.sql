@@ -12,19 +12,24 @@ BEGIN
             HINT = 'Classes: rate_limited, quota_exhausted, auth, invalid_request, too_large, timeout, unavailable, bad_response, internal.';
     END IF;
     -- The failure row stays until the document succeeds, so that first_failed_at tells the whole story.
-    -- A document that is being deleted or changed is waited for, and left to whoever does that.
-    WITH chosen AS (
-        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0) AS bytes
+    -- First whoever is deleting or changing one of the documents is waited for, and kept out: the statement after sees
+    -- what they left. Documents queued already are the worker's, which must not be waited for while they are locked.
+    PERFORM FROM ingest.documents d
+    WHERE d.id IN (SELECT f.document_id FROM ingest.failures f
+                   WHERE (retry.pipeline IS NULL OR f.pipeline = retry.pipeline)
+                     AND (retry.key IS NULL OR f.key = retry.key)
+                     AND (retry.error_class IS NULL OR f.error_class = retry.error_class))
+    ORDER BY d.id FOR NO KEY UPDATE;
+    WITH again AS (
+        INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
+        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0)
         FROM ingest.failures f
         JOIN ingest.pipeline p ON p.name = f.pipeline
         JOIN ingest.documents d ON d.id = f.document_id
         WHERE (retry.pipeline IS NULL OR f.pipeline = retry.pipeline)
           AND (retry.key IS NULL OR f.key = retry.key)
           AND (retry.error_class IS NULL OR f.error_class = retry.error_class)
-        FOR UPDATE OF f FOR NO KEY UPDATE OF d
-    ), again AS (
-        INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
-        SELECT document_id, pipeline_id, bytes FROM chosen
+          AND NOT EXISTS (SELECT FROM ingest.queue q WHERE q.document_id = f.document_id)
         ON CONFLICT (document_id) DO NOTHING
         RETURNING pipeline_id, bytes
     ), counted AS (

@@ -230,6 +230,7 @@ fn write(batch: &[Outcome], claims: &Claims, jitter: u64) -> Settled {
             .filter_map(|outcome| Some((outcome, claims.get(outcome.ticket())?)))
             .collect();
         let mut settled = Settled::default();
+        let held = set_aside_locked_documents(client, held, &mut settled)?;
         let ids: Vec<i64> = held.iter().map(|(_, claim)| claim.document).collect();
         let ours = tokens(
             client,
@@ -262,6 +263,40 @@ fn write(batch: &[Outcome], claims: &Claims, jitter: u64) -> Settled {
         Ok::<_, pgrx::spi::Error>(settled)
     })
     .or_raise()
+}
+
+/// Staging rows that are deleted on success are locked before their queue rows, in the order in which users' statements
+/// lock them: the other way round would be a deadlock. A row that somebody else has locked is set aside.
+fn set_aside_locked_documents<'a>(
+    client: &mut SpiClient,
+    held: Vec<(&'a Outcome, &'a Claim)>,
+    settled: &mut Settled,
+) -> Result<Vec<(&'a Outcome, &'a Claim)>, pgrx::spi::Error> {
+    let ids: Vec<i64> = held
+        .iter()
+        .filter(|(outcome, claim)| {
+            claim.pipeline.deletes_documents && matches!(outcome, Outcome::Embedded { .. })
+        })
+        .map(|(_, claim)| claim.document)
+        .collect();
+    if ids.is_empty() {
+        return Ok(held);
+    }
+    let mut find = |sql: &str| -> Result<Vec<i64>, pgrx::spi::Error> {
+        Ok(run(client, sql, &[ids.clone().into()])?
+            .filter_map(|row| row["id"].value().ok().flatten())
+            .collect())
+    };
+    let ours = find("SELECT id FROM ingest.documents WHERE id = ANY ($1) FOR UPDATE SKIP LOCKED")?;
+    let there = find("SELECT id FROM ingest.documents WHERE id = ANY ($1)")?;
+    let (free, locked): (Vec<_>, Vec<_>) = held.into_iter().partition(|(_, claim)| {
+        let id = &claim.document;
+        !ids.contains(id) || ours.contains(id) || !there.contains(id)
+    });
+    settled
+        .locked
+        .extend(locked.iter().map(|(outcome, _)| outcome.ticket()));
+    Ok(free)
 }
 
 /// The claim tokens in the queue, by document.
