@@ -27,7 +27,7 @@ fn tree(db: &Database) -> std::path::PathBuf {
             ("page.html", HTML),
             (
                 "deep/er/whale.txt",
-                "Wale leben im Meer; größer ist kein Tier.".as_bytes(),
+                "The blue whale (Größe: 30 m) is the largest animal.".as_bytes(),
             ),
             (
                 "deep/bom.txt",
@@ -83,7 +83,7 @@ fn a_tree_is_loaded_with_relative_paths_as_keys() {
     assert_eq!(content("deep/bom.txt"), "A text behind a byte order mark.");
     assert_eq!(
         content("deep/er/whale.txt"),
-        "Wale leben im Meer; größer ist kein Tier."
+        "The blue whale (Größe: 30 m) is the largest animal."
     );
     assert!(content("readme.md").starts_with("# Lanterns"));
     let page = content("page.html");

@@ -322,8 +322,10 @@ impl Drop for Stopped {
 
 #[test]
 fn a_query_can_be_cancelled_while_nobody_answers() {
-    let db = Database::with_pipeline();
-    db.run("SELECT ingest.embed('The model is loaded.')");
+    // A cluster of its own: while one of its processes is stopped, a server creates and drops no databases.
+    let cluster = Cluster::start(&[]);
+    let db = Database::new_in(&cluster);
+    db.run("SELECT ingest.create_pipeline(); SELECT ingest.embed('The model is loaded.')");
     let stopped = Stopped::new(db.worker());
     for sql in [
         "SELECT ingest.embed('a question')",
@@ -345,9 +347,11 @@ fn a_query_can_be_cancelled_while_nobody_answers() {
         .expect("a pid")
         .get(0);
     let error = std::thread::scope(|scope| {
+        // Here, so that a failure below ends the wait of the thread as well.
+        let _stopped = stopped;
         let asking = scope.spawn(move || other.batch_execute("SELECT ingest.embed('a question')"));
         wait_until("it waits", SOON, || {
-            db.one(&format!("SELECT state = 'active' AND wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = {pid}"))
+            db.one(&format!("SELECT coalesce(state = 'active' AND wait_event_type = 'Extension', false) FROM pg_stat_activity WHERE pid = {pid}"))
         });
         db.run(&format!("SELECT pg_cancel_backend({pid})"));
         asking
@@ -356,6 +360,5 @@ fn a_query_can_be_cancelled_while_nobody_answers() {
             .expect_err("it is cancelled")
     });
     assert_eq!(ServerError::from(error).code, "57014");
-    drop(stopped);
     db.run("SELECT ingest.embed('a question')");
 }

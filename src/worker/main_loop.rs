@@ -87,7 +87,17 @@ pub fn wait(fd: RawFd, timeout: Option<Duration>) {
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
-    pgrx::check_for_interrupts!();
+    check_interrupts();
+}
+
+/// Ends the process when the server asks for it. A cancel (`pg_cancel_backend`) that comes while no statement runs has
+/// nothing to cancel.
+fn check_interrupts() {
+    PgTryBuilder::new(|| {
+        pgrx::check_for_interrupts!();
+    })
+    .catch_others(|_| ())
+    .execute();
 }
 
 /// A counter in the kernel that the engine's threads ring and the main thread waits on.
@@ -240,10 +250,10 @@ impl Worker {
             });
             self.show_state();
             match turn {
-                Turn::Again => {
-                    pgrx::check_for_interrupts!();
-                }
+                Turn::Again => check_interrupts(),
                 Turn::Wait(timeout) => {
+                    // SAFETY: outside a transaction: autovacuum learns of the last writes before the worker sleeps.
+                    unsafe { pg_sys::pgstat_report_stat(true) };
                     report_activity(if self.claims.is_empty() {
                         c"idle"
                     } else {
