@@ -500,7 +500,7 @@ fn waiting_for_a_paused_pipeline_warns() {
     let (config, notices) = connect_options(db.cluster(), db.name());
     let mut client = config.connect(postgres::NoTls).expect("a connection");
     client
-        .batch_execute("SELECT ingest.wait(timeout => '1 s')")
+        .batch_execute("SELECT ingest.wait(timeout => '2 s')")
         .expect("wait returns");
     let notices = notices.lock().expect("notices");
     assert!(

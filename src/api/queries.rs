@@ -14,7 +14,7 @@ use crate::api::pipelines::Definition;
 use crate::api::status::require_worker;
 use crate::errors::{OrRaise, UserError};
 use crate::shmem;
-use crate::worker::query_server::{self, Answer, MAX_ANSWER, Question};
+use crate::worker::query_server::{self, Answer, MAX_ANSWER, MAX_QUESTION, Question};
 
 #[pg_extern(sql = false)]
 fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> {
@@ -24,6 +24,20 @@ fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> 
         UserError::invalid("the text to embed is empty")
             .hint("Ask with at least one word.")
             .raise();
+    }
+    if input.len() > MAX_QUESTION / 2 {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            format!(
+                "the text to embed is longer than {} bytes",
+                MAX_QUESTION / 2
+            ),
+        )
+        .detail(format!("It has {}.", input.len()))
+        .hint(
+            "A model reads some hundreds of words of a query; documents go into ingest.documents.",
+        )
+        .raise();
     }
     require_worker();
     let question = Question {

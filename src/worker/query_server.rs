@@ -15,8 +15,8 @@ use embedder::local::InferenceThreads;
 use engine::Queries;
 use serde::{Deserialize, Serialize};
 
-/// Longest question: a query beyond it is no query.
-const MAX_QUESTION: usize = 1024 * 1024;
+/// Longest question in bytes: a text beyond it is no query.
+pub const MAX_QUESTION: usize = 1024 * 1024;
 /// Longest answer: 16,000 dimensions, pgvector's most, are 64 kB.
 pub const MAX_ANSWER: usize = 256 * 1024;
 /// Questions answered at the same time; further ones wait to be accepted.
