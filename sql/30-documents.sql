@@ -11,14 +11,6 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION ingest.unknown_pipeline(text) IS 'Raises the error for a pipeline that does not exist';
 
--- pg_dump's output turns both settings off before it copies data. A restored document must not be queued: whether
--- it was embedded, waiting or failed is in the other tables of the same dump.
-CREATE FUNCTION ingest.is_restoring() RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off'
-$$;
-COMMENT ON FUNCTION ingest.is_restoring() IS 'True while the output of pg_dump is being loaded';
-
 CREATE FUNCTION ingest.document_without_key() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -39,7 +31,9 @@ COMMENT ON FUNCTION ingest.document_changed() IS 'Keeps updated_at';
 CREATE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF ingest.is_restoring() THEN
+    -- pg_dump's output turns both settings off before it copies data. A restored document must not be queued: whether
+    -- it was embedded, waiting or failed is in the other tables of the same dump.
+    IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
         PERFORM ingest.wake();
         RETURN NULL;
     END IF;

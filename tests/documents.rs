@@ -182,9 +182,8 @@ fn new_metadata_reaches_the_chunks_without_embedding() {
     // Together with new content, the chunks get both at the same time.
     db.run(r#"UPDATE ingest.documents SET metadata = '{"both": true}', content = content || ' More.' WHERE key = 'bread.md'"#);
     db.settle();
-    assert_eq!(
-        db.one::<bool>("SELECT metadata = '{\"both\": true}' AND content LIKE '%More.' FROM ingest.default_chunks WHERE document_key = 'bread.md'"),
-        true
+    assert!(
+        db.one::<bool>("SELECT metadata = '{\"both\": true}' AND content LIKE '%More.' FROM ingest.default_chunks WHERE document_key = 'bread.md'")
     );
 }
 
