@@ -9,7 +9,7 @@ CREATE TABLE ingest.pipeline (
     dimensions    int         NOT NULL CHECK (dimensions > 0),
     base_url      text,
     api_key       text,
-    target        regclass    NOT NULL,
+    target        regclass    NOT NULL UNIQUE,
     layout        text        NOT NULL,
     chunk_tokens  int         NOT NULL CHECK (chunk_tokens > 0),
     chunk_overlap int         NOT NULL CHECK (chunk_overlap >= 0 AND chunk_overlap < chunk_tokens),
@@ -97,7 +97,7 @@ CREATE TABLE ingest.counter (
     tokens       bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE ingest.counter IS 'Totals behind ingest.progress: counter plus the differences in counter_delta';
-COMMENT ON COLUMN ingest.counter.archived IS 'documents embedded and then deleted from the staging table (on_success => ''delete'')';
+COMMENT ON COLUMN ingest.counter.archived IS 'how many times a document was embedded and then deleted from the staging table (on_success => ''delete'')';
 
 CREATE TABLE ingest.counter_delta (
     pipeline_id  int    NOT NULL,

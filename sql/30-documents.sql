@@ -31,6 +31,9 @@ COMMENT ON FUNCTION ingest.document_changed() IS 'Keeps updated_at';
 CREATE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF TG_RELID <> 'ingest.documents'::regclass THEN
+        RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
+    END IF;
     -- pg_dump's output turns both settings off before it copies data. A restored document must not be queued: whether
     -- it was embedded, waiting or failed is in the other tables of the same dump.
     IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
@@ -105,6 +108,9 @@ DECLARE
     pipelines text[];
     keys text[];
 BEGIN
+    IF TG_RELID <> 'ingest.documents'::regclass THEN
+        RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
+    END IF;
     SELECT array_agg(id), array_agg(pipeline), array_agg(key) INTO ids, pipelines, keys FROM old_rows;
     IF ids IS NOT NULL THEN
         PERFORM ingest.forget_documents(ids, pipelines, keys);
@@ -123,6 +129,9 @@ DECLARE
     relabelled record;
     woken boolean := false;
 BEGIN
+    IF TG_RELID <> 'ingest.documents'::regclass THEN
+        RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
+    END IF;
     -- Another pipeline or key is another document: the old one goes, the new one is queued.
     SELECT array_agg(o.id), array_agg(o.pipeline), array_agg(o.key) INTO moved_ids, moved_pipelines, moved_keys
     FROM old_rows o JOIN new_rows n ON n.id = o.id
@@ -193,6 +202,9 @@ DECLARE
     emptied record;
     removed record;
 BEGIN
+    IF TG_RELID <> 'ingest.documents'::regclass THEN
+        RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
+    END IF;
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'TRUNCATE ingest.documents needs isolation level READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state',
@@ -249,12 +261,25 @@ COMMENT ON FUNCTION ingest.claim_without_worker() IS 'Frees restored documents t
 CREATE TRIGGER claim_without_worker BEFORE INSERT ON ingest.queue
     FOR EACH ROW WHEN (NEW.claimed_by IS NOT NULL) EXECUTE FUNCTION ingest.claim_without_worker();
 
+CREATE FUNCTION ingest.restore_lock() RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$ SELECT 8099856848592240642 $$;
+COMMENT ON FUNCTION ingest.restore_lock() IS 'The advisory lock that keeps workers from claiming while a dump is restored';
+
 CREATE FUNCTION ingest.queue_restored() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- Until the session that restores ends: the target's keys and sequences come later in the dump than its rows.
+    IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
+        PERFORM pg_advisory_lock(ingest.restore_lock());
+    END IF;
     PERFORM ingest.wake();
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION ingest.queue_restored() IS 'Wakes the worker for a restored queue';
 CREATE TRIGGER queue_restored AFTER INSERT ON ingest.queue
     FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION ingest.queue_restored();
+
+-- Only the tables above fire these; a role that could attach them to a table of its own would run them on what it likes.
+REVOKE ALL ON FUNCTION ingest.document_without_key(), ingest.document_changed(), ingest.documents_inserted(),
+    ingest.documents_updated(), ingest.documents_deleted(), ingest.documents_truncated(), ingest.claim_without_worker(),
+    ingest.queue_restored() FROM PUBLIC;

@@ -143,14 +143,15 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     gone ingest.pipeline;
 BEGIN
+    -- In the order in which a worker locks: documents, queue, pipeline, differences, counter.
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
-    DELETE FROM ingest.pipeline p WHERE p.pipeline_id = remove_pipeline.pipeline_id RETURNING p.* INTO gone;
     DELETE FROM ingest.queue q WHERE q.pipeline_id = remove_pipeline.pipeline_id;
+    DELETE FROM ingest.pipeline p WHERE p.pipeline_id = remove_pipeline.pipeline_id RETURNING p.* INTO gone;
     DELETE FROM ingest.failures f WHERE f.pipeline = gone.name;
     -- The trigger finds no pipeline of this name any more, and so leaves the chunks alone.
     DELETE FROM ingest.documents d WHERE d.pipeline = gone.name;
-    DELETE FROM ingest.counter c WHERE c.pipeline_id = remove_pipeline.pipeline_id;
     DELETE FROM ingest.counter_delta c WHERE c.pipeline_id = remove_pipeline.pipeline_id;
+    DELETE FROM ingest.counter c WHERE c.pipeline_id = remove_pipeline.pipeline_id;
 END $$;
 COMMENT ON FUNCTION ingest.remove_pipeline(int) IS 'Deletes a pipeline''s definition, documents, queue, failures and counters';
 REVOKE ALL ON FUNCTION ingest.remove_pipeline(int) FROM PUBLIC;
@@ -160,6 +161,9 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     queued_again bigint;
 BEGIN
+    -- Writers are kept out and the worker is waited for, so that the statement after sees what they left.
+    LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM FROM ingest.queue q WHERE q.pipeline_id = requeue_all.pipeline_id FOR UPDATE;
     WITH again AS (
         INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes)
         SELECT d.id, p.pipeline_id, coalesce(octet_length(d.content), 0)

@@ -1,11 +1,12 @@
 CREATE FUNCTION ingest.retry(pipeline text = NULL, key text = NULL, error_class text = NULL) RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'retry_wrapper';
+COMMENT ON FUNCTION ingest.retry(text, text, text) IS 'Queues failed documents of your pipelines again, attempts reset, by pipeline, key and error class; returns how many';
+
+CREATE FUNCTION ingest.retry_failures(pipelines int[], key text, error_class text) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     queued_again bigint;
 BEGIN
-    IF pipeline IS NOT NULL THEN
-        PERFORM ingest.pipeline_named(pipeline);
-    END IF;
     IF error_class IS NOT NULL AND error_class NOT IN ('rate_limited', 'quota_exhausted', 'auth', 'invalid_request',
             'too_large', 'timeout', 'unavailable', 'bad_response', 'internal') THEN
         RAISE EXCEPTION 'error class % does not exist', quote_literal(error_class) USING ERRCODE = 'invalid_parameter_value',
@@ -15,10 +16,10 @@ BEGIN
     -- First whoever is deleting or changing one of the documents is waited for, and kept out: the statement after sees
     -- what they left. Documents queued already are the worker's, which must not be waited for while they are locked.
     PERFORM FROM ingest.documents d
-    WHERE d.id IN (SELECT f.document_id FROM ingest.failures f
-                   WHERE (retry.pipeline IS NULL OR f.pipeline = retry.pipeline)
-                     AND (retry.key IS NULL OR f.key = retry.key)
-                     AND (retry.error_class IS NULL OR f.error_class = retry.error_class))
+    WHERE d.id IN (SELECT f.document_id FROM ingest.failures f JOIN ingest.pipeline p ON p.name = f.pipeline
+                   WHERE p.pipeline_id = ANY (retry_failures.pipelines)
+                     AND (retry_failures.key IS NULL OR f.key = retry_failures.key)
+                     AND (retry_failures.error_class IS NULL OR f.error_class = retry_failures.error_class))
     ORDER BY d.id FOR NO KEY UPDATE;
     WITH again AS (
         INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
@@ -26,9 +27,9 @@ BEGIN
         FROM ingest.failures f
         JOIN ingest.pipeline p ON p.name = f.pipeline
         JOIN ingest.documents d ON d.id = f.document_id
-        WHERE (retry.pipeline IS NULL OR f.pipeline = retry.pipeline)
-          AND (retry.key IS NULL OR f.key = retry.key)
-          AND (retry.error_class IS NULL OR f.error_class = retry.error_class)
+        WHERE p.pipeline_id = ANY (retry_failures.pipelines)
+          AND (retry_failures.key IS NULL OR f.key = retry_failures.key)
+          AND (retry_failures.error_class IS NULL OR f.error_class = retry_failures.error_class)
           AND NOT EXISTS (SELECT FROM ingest.queue q WHERE q.document_id = f.document_id)
         ON CONFLICT (document_id) DO NOTHING
         RETURNING pipeline_id, bytes
@@ -43,7 +44,8 @@ BEGIN
     END IF;
     RETURN queued_again;
 END $$;
-COMMENT ON FUNCTION ingest.retry(text, text, text) IS 'Queues failed documents again, attempts reset, by pipeline, key and error class; returns how many';
+COMMENT ON FUNCTION ingest.retry_failures(int[], text, text) IS 'What retry() does, on the pipelines that the user owns';
+REVOKE ALL ON FUNCTION ingest.retry_failures(int[], text, text) FROM PUBLIC;
 
 CREATE FUNCTION ingest.pending_documents(pipeline text) RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -54,7 +56,7 @@ COMMENT ON FUNCTION ingest.pending_documents(text) IS 'Documents waiting or in f
 
 CREATE FUNCTION ingest.stuck_pipelines(pipeline text) RETURNS text
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT string_agg(format('%s is %s%s', p.pipeline, p.state, coalesce(': ' || p.last_error, '')), '; ')
+    SELECT string_agg(format('%s is %s', p.pipeline, p.state), '; ')
     FROM ingest.progress p
     WHERE p.state IN ('paused', 'blocked') AND p.pending > 0
       AND (stuck_pipelines.pipeline IS NULL OR p.pipeline = stuck_pipelines.pipeline)
@@ -87,7 +89,8 @@ BEGIN
         IF NOT warned AND nap >= 0.1 THEN
             stuck := ingest.stuck_pipelines(pipeline);
             IF stuck IS NOT NULL THEN
-                RAISE WARNING 'waiting for documents that nobody embeds now: %', stuck;
+                RAISE WARNING 'waiting for documents that nobody embeds now: pipeline %', stuck
+                    USING HINT = 'SELECT * FROM ingest.doctor() tells why.';
                 warned := true;
             END IF;
         END IF;

@@ -3,10 +3,11 @@
 use pgrx::prelude::*;
 
 /// While it lives, the current user is another role, in a security-restricted context: what that role's triggers,
-/// expressions and operators do, they do with its rights, and they cannot leave a changed session behind.
+/// expressions and operators do, they do with its rights, and settings that they change are put back.
 pub struct ActingAs {
     user: pg_sys::Oid,
     context: i32,
+    settings: i32,
 }
 
 impl ActingAs {
@@ -15,6 +16,8 @@ impl ActingAs {
         let mut before = Self {
             user: pg_sys::InvalidOid,
             context: 0,
+            // SAFETY: counts up; undone in drop, or by the abort of the transaction.
+            settings: unsafe { pg_sys::NewGUCNestLevel() },
         };
         // SAFETY: two out-pointers to live fields. When an error aborts the transaction before the drop, Postgres
         // itself restores the user of the (sub)transaction's start.
@@ -38,8 +41,14 @@ impl ActingAs {
 
 impl Drop for ActingAs {
     fn drop(&mut self) {
-        // SAFETY: the values that GetUserIdAndSecContext gave.
-        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
+        // SAFETY: the level that NewGUCNestLevel gave, and the values that GetUserIdAndSecContext gave. While an error is
+        // on its way, the abort of the transaction takes the settings back.
+        unsafe {
+            if !std::thread::panicking() {
+                pg_sys::AtEOXact_GUC(false, self.settings);
+            }
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! lock.
 
 use std::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicUsize, Ordering,
+    AtomicBool, AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
 
 use pgrx::prelude::*;
@@ -94,7 +94,8 @@ pub struct Shared {
     launcher_latch: AtomicUsize,
     look_at_all: AtomicBool,
     look_at: [AtomicU32; MAX_REQUESTS],
-    leaving: [AtomicU32; MAX_LEAVING],
+    /// Database in the upper half, the process that keeps workers away in the lower.
+    leaving: [AtomicU64; MAX_LEAVING],
     absent: [AtomicU32; MAX_REQUESTS],
     /// The worker processes.
     pub workers: [WorkerSlot; MAX_WORKERS],
@@ -107,7 +108,7 @@ impl Default for Shared {
             launcher_latch: AtomicUsize::new(0),
             look_at_all: AtomicBool::new(true),
             look_at: [const { AtomicU32::new(0) }; MAX_REQUESTS],
-            leaving: [const { AtomicU32::new(0) }; MAX_LEAVING],
+            leaving: [const { AtomicU64::new(0) }; MAX_LEAVING],
             absent: [const { AtomicU32::new(0) }; MAX_REQUESTS],
             workers: std::array::from_fn(|_| WorkerSlot::default()),
             rates: std::array::from_fn(|_| RateSlot {
@@ -296,19 +297,21 @@ impl Shared {
         })
     }
 
-    /// Wakes the workers of a database; whether there are any.
+    /// Wakes the workers of a database; whether there are any that are there to stay.
     pub fn wake_workers(&self, database: pg_sys::Oid) -> bool {
         let mut any = false;
         for (_, slot) in self.workers_of(database) {
             set_latch(&slot.latch);
-            any = true;
+            any |= !slot.leave.load(Ordering::SeqCst)
+                && slot.state.load(Ordering::SeqCst) != WorkerState::Starting as u8;
         }
         any
     }
 
-    /// Asks the workers of a database to leave it, and keeps new ones away until [`Shared::allow_workers`].
+    /// Asks the workers of a database to leave it, and keeps new ones away until [`Shared::allow_workers`] by the same
+    /// process.
     pub fn send_workers_away(&self, database: pg_sys::Oid) {
-        let wanted = database.to_u32();
+        let wanted = away_entry(database);
         for entry in &self.leaving {
             match entry.compare_exchange(0, wanted, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => break,
@@ -326,7 +329,19 @@ impl Shared {
     pub fn allow_workers(&self, database: pg_sys::Oid) {
         for entry in &self.leaving {
             let _ =
-                entry.compare_exchange(database.to_u32(), 0, Ordering::SeqCst, Ordering::SeqCst);
+                entry.compare_exchange(away_entry(database), 0, Ordering::SeqCst, Ordering::SeqCst);
+        }
+    }
+
+    /// Ends every [`Shared::send_workers_away`] of the calling process, which is exiting, and has those databases looked at.
+    pub fn allow_all_workers(&self) {
+        let me = std::process::id();
+        for entry in &self.leaving {
+            let present = entry.load(Ordering::SeqCst);
+            if present != 0 && present as u32 == me {
+                entry.store(0, Ordering::SeqCst);
+                self.request_worker(pg_sys::Oid::from((present >> 32) as u32));
+            }
         }
     }
 
@@ -334,7 +349,7 @@ impl Shared {
     pub fn must_stay_away(&self, database: pg_sys::Oid) -> bool {
         self.leaving
             .iter()
-            .any(|entry| entry.load(Ordering::SeqCst) == database.to_u32())
+            .any(|entry| (entry.load(Ordering::SeqCst) >> 32) as u32 == database.to_u32())
     }
 
     /// Adds to what a pipeline got done this second (`now`: seconds since 1970).
@@ -421,6 +436,11 @@ impl Shared {
             })
             .collect()
     }
+}
+
+/// What stands for the calling process keeping workers away from a database.
+fn away_entry(database: pg_sys::Oid) -> u64 {
+    u64::from(database.to_u32()) << 32 | u64::from(std::process::id())
 }
 
 /// Keeps a worker's last error for the view.

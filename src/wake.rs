@@ -2,18 +2,22 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
 use crate::shmem;
 
+/// A worker that has not left by then is inside a long statement, such as building an index: it is cancelled.
+const CANCEL_AFTER: Duration = Duration::from_millis(200);
 /// How long a statement on a database waits for its workers to leave; Postgres itself then waits 5 s for all others.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 thread_local! {
     static WAKE_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
     static DATABASE_CREATED: Cell<bool> = const { Cell::new(false) };
+    static EXIT_REGISTERED: Cell<bool> = const { Cell::new(false) };
     /// This database, while a transaction drops the extension in it.
     static DROPPING: RefCell<Option<Vacated>> = const { RefCell::new(None) };
 }
@@ -86,14 +90,42 @@ impl Vacated {
     /// Sends the workers away and waits until they are gone.
     fn new(database: pg_sys::Oid) -> Option<Self> {
         let shared = shmem::get()?;
+        // A session that is terminated exits without unwinding.
+        if !EXIT_REGISTERED.replace(true) {
+            // SAFETY: registered once in this process.
+            unsafe { pg_sys::before_shmem_exit(Some(at_exit), pg_sys::Datum::from(0)) };
+        }
         shared.send_workers_away(database);
         let vacated = Self(database);
         let deadline = Instant::now() + LEAVE_TIMEOUT;
+        let mut impatient = Instant::now() + CANCEL_AFTER;
         while shared.workers_of(database).next().is_some() && Instant::now() < deadline {
             pgrx::check_for_interrupts!();
             std::thread::sleep(Duration::from_millis(2));
+            if Instant::now() > impatient {
+                cancel_workers(shared, database);
+                impatient = deadline;
+            }
         }
         Some(vacated)
+    }
+}
+
+/// Cancels what the workers of a database are doing; they leave afterwards.
+fn cancel_workers(shared: &shmem::Shared, database: pg_sys::Oid) {
+    for (_, slot) in shared.workers_of(database) {
+        let pid = slot.pid.load(Ordering::SeqCst);
+        if pid > 0 {
+            // SAFETY: no pointers; the process is one of this server's, and treats the signal as a cancel.
+            unsafe { libc::kill(pid, libc::SIGINT) };
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
+    if let Some(shared) = shmem::get() {
+        shared.allow_all_workers();
     }
 }
 
@@ -124,8 +156,10 @@ unsafe extern "C-unwind" fn process_utility(
         // Until the transaction ends: a worker that came back earlier would wait for the locks of the drop, or it for
         // the worker's.
         // SAFETY: a plain global.
-        let vacated = Vacated::new(unsafe { pg_sys::MyDatabaseId });
-        DROPPING.replace(vacated);
+        let database = unsafe { pg_sys::MyDatabaseId };
+        if DROPPING.with_borrow(|dropping| dropping.is_none()) {
+            DROPPING.replace(Vacated::new(database));
+        }
     }
     // SAFETY: as above.
     let (vacated, wakes, creates) = unsafe {

@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use pgrx::prelude::*;
 
-use crate::api::pipelines::Definition;
+use crate::api::pipelines::{Definition, fire_constraints_at_once};
 use crate::errors::OrRaise;
 use crate::owner::ActingAs;
 use crate::wake;
@@ -91,5 +91,7 @@ fn replace_metadata(
 /// Owner and quoted name of a pipeline's target; `None` when either is gone and there is nothing to do.
 fn target_of(pipeline_id: Option<i32>) -> Option<(pg_sys::Oid, String)> {
     let definition = Definition::numbered(pipeline_id?)?;
-    Some((definition.owner, definition.target_name()?))
+    let target = definition.target_name()?;
+    fire_constraints_at_once(&target);
+    Some((definition.owner, target))
 }

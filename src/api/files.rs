@@ -67,7 +67,9 @@ impl Batch {
 #[pg_extern(sql = false)]
 fn load_files(directory: &str, pattern: &str, pipeline: &str) -> i64 {
     require_server_file_access();
-    let pipeline = Definition::named(pipeline).name;
+    let definition = Definition::named(pipeline);
+    definition.require_ownership();
+    let pipeline = definition.name;
     if !Path::new(directory).is_absolute() {
         UserError::new(
             PgSqlErrorCode::ERRCODE_INVALID_NAME,

@@ -5,7 +5,7 @@ use embedder::local::LocalModel;
 use embedder::{EmbedError, ModelName, Provider};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::{quote_identifier, quote_qualified_identifier};
+use pgrx::spi::quote_qualified_identifier;
 
 use crate::api::text::parse_model;
 use crate::errors::{OrRaise, UserError};
@@ -103,7 +103,8 @@ impl Definition {
         table_name(self.target).map(|(schema, table)| quote_qualified_identifier(schema, table))
     }
 
-    fn require_ownership(&self) {
+    /// Raises `42501` unless the current user owns it.
+    pub fn require_ownership(&self) {
         // SAFETY: catalog look-ups inside a transaction.
         let owns = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), self.owner) };
         if !owns {
@@ -113,6 +114,22 @@ impl Definition {
             )
             .raise();
         }
+    }
+}
+
+/// Makes the deferred constraints and triggers of a target fire with each statement for the rest of the transaction: in a
+/// security-restricted context they cannot be deferred.
+pub fn fire_constraints_at_once(target: &str) {
+    let names: Vec<String> = Spi::get_one_with_args(
+        "SELECT coalesce(array_agg(DISTINCT pg_catalog.format('%I.%I', n.nspname, c.conname)), '{}')
+         FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace
+         WHERE c.condeferrable AND pg_catalog.to_regclass($1)::oid IN (c.conrelid, c.confrelid)",
+        &[target.into()],
+    )
+    .or_raise()
+    .unwrap_or_default();
+    if !names.is_empty() {
+        Spi::run(&format!("SET CONSTRAINTS {} IMMEDIATE", names.join(", "))).or_raise();
     }
 }
 
@@ -564,34 +581,25 @@ fn check_target(table: pg_sys::Oid, quoted: &str, dimensions: i32) -> Result<(),
     }
 }
 
-/// The name of the index that pg_ingest makes on a table.
-fn index_name(table: &str) -> String {
-    const SUFFIX: &str = "_embedding_hnsw";
-    let mut end = table.len().min(MAX_NAME - SUFFIX.len());
-    while !table.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}{SUFFIX}", &table[..end])
-}
-
-/// Whether some HNSW index is on the table's embeddings.
-fn has_index(table: pg_sys::Oid) -> bool {
-    Spi::get_one_with_args::<bool>(
-        "SELECT EXISTS (
-             SELECT FROM pg_catalog.pg_index i
-             JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-             JOIN pg_catalog.pg_am m ON m.oid = c.relam
-             JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-             WHERE i.indrelid = $1 AND m.amname = 'hnsw' AND a.attname = 'embedding')",
+/// The HNSW indexes on a table's embeddings, quoted for SQL.
+fn indexes(table: pg_sys::Oid) -> Vec<String> {
+    Spi::get_one_with_args(
+        "SELECT coalesce(pg_catalog.array_agg(pg_catalog.format('%I.%I', n.nspname, c.relname)), '{}')
+         FROM pg_catalog.pg_index i
+         JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         JOIN pg_catalog.pg_am m ON m.oid = c.relam
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+         WHERE i.indrelid = $1 AND m.amname = 'hnsw' AND a.attname = 'embedding'",
         &[table.into()],
     )
     .or_raise()
-    .unwrap_or(false)
+    .unwrap_or_default()
 }
 
 /// Builds the HNSW index on a target, for cosine distance, unless there is one. Runs as the current user.
 pub fn create_index(table: pg_sys::Oid) {
-    if has_index(table) {
+    if !indexes(table).is_empty() {
         return;
     }
     let Some((schema, name)) = table_name(table) else {
@@ -604,8 +612,7 @@ pub fn create_index(table: pg_sys::Oid) {
     .or_raise()
     .unwrap_or_default();
     Spi::run(&format!(
-        "CREATE INDEX {} ON {} USING hnsw (embedding {}.{}_cosine_ops)",
-        quote_identifier(index_name(&name)),
+        "CREATE INDEX ON {} USING hnsw (embedding {}.{}_cosine_ops)",
         quote_qualified_identifier(schema, name),
         vector_schema(),
         vector_type(dimensions),
@@ -613,11 +620,10 @@ pub fn create_index(table: pg_sys::Oid) {
     .or_raise();
 }
 
-/// Drops the index that [`create_index`] makes, not one that somebody else made.
-fn drop_index(table: pg_sys::Oid) {
-    if let Some((schema, name)) = table_name(table) {
-        let index = quote_qualified_identifier(schema, index_name(&name));
-        Spi::run(&format!("DROP INDEX IF EXISTS {index}")).or_raise();
+/// Drops the HNSW indexes on a target's embeddings.
+fn drop_indexes(table: pg_sys::Oid) {
+    for index in indexes(table) {
+        Spi::run(&format!("DROP INDEX {index}")).or_raise();
     }
 }
 
@@ -691,13 +697,26 @@ fn alter_pipeline(
 
     match index {
         Some("immediate") => create_index(definition.target),
-        Some("none") if definition.index != "none" => drop_index(definition.target),
+        Some("none") if definition.index != "none" => drop_indexes(definition.target),
         _ => {}
     }
     let resplit = new_tokens != definition.chunk_tokens
         || new_overlap != definition.chunk_overlap
         || splitter.is_some_and(|s| s != definition.splitter);
     let _acting = ActingAs::extension_owner();
+    // First the documents and the queue, then the definition: the order in which a worker locks.
+    if resplit {
+        let queued: Option<i64> = Spi::get_one_with_args(
+            "SELECT ingest.requeue_all($1)",
+            &[definition.pipeline_id.into()],
+        )
+        .or_raise();
+        if let Some(queued @ 1..) = queued {
+            notice!(
+                "{queued} documents are queued to be split anew; their old chunks serve until then"
+            );
+        }
+    }
     Spi::run_with_args(
         "UPDATE ingest.pipeline
          SET chunk_tokens = $2, chunk_overlap = $3, splitter = coalesce($4, splitter), batch_size = coalesce($5, batch_size),
@@ -715,18 +734,6 @@ fn alter_pipeline(
         ],
     )
     .or_raise();
-    if resplit {
-        let queued: Option<i64> = Spi::get_one_with_args(
-            "SELECT ingest.requeue_all($1)",
-            &[definition.pipeline_id.into()],
-        )
-        .or_raise();
-        if let Some(queued @ 1..) = queued {
-            notice!(
-                "{queued} documents are queued to be split anew; their old chunks serve until then"
-            );
-        }
-    }
     wake::at_commit();
 }
 
@@ -767,4 +774,36 @@ fn pause(pipeline: &str) {
 #[pg_extern(sql = false)]
 fn resume(pipeline: &str) {
     set_paused(pipeline, false);
+}
+
+#[pg_extern(sql = false)]
+fn retry(pipeline: Option<&str>, key: Option<&str>, error_class: Option<&str>) -> i64 {
+    let owned: Vec<i32> = match pipeline {
+        Some(name) => {
+            let definition = Definition::named(name);
+            definition.require_ownership();
+            vec![definition.pipeline_id]
+        }
+        None => owned_pipelines(),
+    };
+    let _acting = ActingAs::extension_owner();
+    Spi::get_one_with_args(
+        "SELECT ingest.retry_failures($1, $2, $3)",
+        &[owned.into(), key.into(), error_class.into()],
+    )
+    .or_raise()
+    .unwrap_or(0)
+}
+
+/// The pipelines that the current user owns.
+fn owned_pipelines() -> Vec<i32> {
+    // SAFETY: a plain read.
+    let user = unsafe { pg_sys::GetUserId() };
+    let _acting = ActingAs::extension_owner();
+    Spi::get_one_with_args(
+        "SELECT coalesce(array_agg(pipeline_id), '{}') FROM ingest.pipeline WHERE pg_has_role($1, owner::oid, 'USAGE')",
+        &[user.into()],
+    )
+    .or_raise()
+    .unwrap_or_default()
 }

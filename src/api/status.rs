@@ -38,6 +38,8 @@ fn worker_states() -> TableIterator<
     let Some(shared) = shmem::get() else {
         return TableIterator::empty();
     };
+    // SAFETY: a plain global, set when the backend connected.
+    let here = unsafe { pg_sys::MyDatabaseId };
     let rows: Vec<WorkerRow> = shared
         .workers
         .iter()
@@ -53,7 +55,9 @@ fn worker_states() -> TableIterator<
                 slot.requests.load(Ordering::Relaxed),
                 slot.documents.load(Ordering::Relaxed),
                 TimestampWithTimeZone::try_from(slot.started_at.load(Ordering::Relaxed)).ok(),
-                shmem::last_error(index),
+                // What went wrong in another database is not this one's to read.
+                shmem::last_error(index)
+                    .filter(|_| slot.database.load(Ordering::Relaxed) == here.to_u32()),
             )
         })
         .collect();

@@ -58,8 +58,25 @@ pub fn tokenizer(model: &ModelName) -> Result<Tokenizer, UserError> {
     Ok(fresh)
 }
 
+/// Tokenizing cannot be interrupted, so what no worker would take is not begun here either.
+fn refuse_huge(input: &str) {
+    let limit = settings::max_document_size();
+    if input.len() > limit {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            "the text is larger than pg_ingest.max_document_size",
+        )
+        .detail(format!(
+            "It has {} bytes, the limit is {limit}.",
+            input.len()
+        ))
+        .raise();
+    }
+}
+
 #[pg_extern(sql = false)]
 fn count_tokens(input: &str, model: &str) -> i32 {
+    refuse_huge(input);
     let tokenizer = parse_model(model).and_then(|m| tokenizer(&m)).or_raise();
     i32::try_from(tokenizer.count(input)).unwrap_or(i32::MAX)
 }
@@ -76,6 +93,7 @@ fn split(
         name!(tokens, i32),
     ),
 > {
+    refuse_huge(input);
     let definition = Definition::named(pipeline);
     let tokenizer = parse_model(&definition.model)
         .and_then(|m| tokenizer(&m))

@@ -47,6 +47,7 @@ pub struct Claims {
     random: RandomState,
     takes: u64,
     turn: usize,
+    held_back: bool,
 }
 
 struct Candidate {
@@ -73,6 +74,7 @@ impl Claims {
             random: RandomState::new(),
             takes: 0,
             turn: 0,
+            held_back: false,
         }
     }
 
@@ -96,6 +98,11 @@ impl Claims {
         self.held.remove(&ticket)
     }
 
+    /// Whether the last attempt found a dump being restored.
+    pub fn held_back(&self) -> bool {
+        self.held_back
+    }
+
     /// Documents that were refused before the engine saw them.
     pub fn take_refused(&mut self) -> Vec<Outcome> {
         std::mem::take(&mut self.refused)
@@ -107,8 +114,13 @@ impl Claims {
         &mut self,
         pipelines: &Pipelines,
         engine: &Engine,
+        stuck: &[i32],
     ) -> Result<Option<i32>, SqlError> {
-        let ready: Vec<&Arc<Active>> = pipelines.ready().collect();
+        self.held_back = false;
+        let ready: Vec<&Arc<Active>> = pipelines
+            .ready()
+            .filter(|pipeline| !stuck.contains(&pipeline.id))
+            .collect();
         for offset in 0..ready.len() {
             if !engine.has_room() {
                 return Ok(None);
@@ -128,7 +140,11 @@ impl Claims {
         let most = MAX_BATCH.min(engine.free_documents());
         let room = engine.free_bytes();
         let worker = self.worker;
-        let (candidates, taken) = transaction(|| claim(pipeline.id, worker, token, most, room))?;
+        let claimed = transaction(|| claim(pipeline.id, worker, token, most, room))?;
+        let Some((candidates, taken)) = claimed else {
+            self.held_back = true;
+            return Ok(false);
+        };
         let any = !candidates.is_empty();
         let sizes: HashMap<i64, &Candidate> = candidates.iter().map(|c| (c.id, c)).collect();
         for document in taken {
@@ -182,36 +198,53 @@ impl Claims {
     }
 
     /// How long until the first document's next attempt; nothing while there is no room for it anyway.
-    pub fn next_retry(&self, engine: &Engine) -> Result<Option<Duration>, SqlError> {
+    pub fn next_retry(
+        &self,
+        pipelines: &Pipelines,
+        engine: &Engine,
+    ) -> Result<Option<Duration>, SqlError> {
         if !engine.has_room() {
             return Ok(None);
         }
+        let ready: Vec<i32> = pipelines.ready().map(|pipeline| pipeline.id).collect();
         let seconds = transaction(|| {
             Spi::connect_mut(|client| {
                 run(
                     client,
-                    "SELECT extract(epoch FROM min(retry_at) - clock_timestamp())::float8 FROM ingest.queue WHERE retry_at IS NOT NULL",
-                    &[],
+                    "SELECT extract(epoch FROM min(retry_at) - clock_timestamp())::float8 FROM ingest.queue
+                     WHERE retry_at IS NOT NULL AND claimed_by IS NULL AND pipeline_id = ANY ($1)",
+                    &[ready.into()],
                 )?
                 .first()
                 .get_one::<f64>()
             })
             .or_raise()
         })?;
-        Ok(seconds.map(|s| Duration::from_secs_f64(s.clamp(0.0, 1e6))))
+        // One that is due and was not taken is locked by somebody; a moment later it is not.
+        Ok(seconds.map(|s| Duration::from_secs_f64(s.clamp(0.1, 1e6))))
     }
 }
 
 /// Marks up to `most` waiting documents of a pipeline as held, the oldest first, as many as fit into `room` bytes but at
-/// least one, and reads them. Inside a transaction, which may be lost in a crash: the documents are then still waiting.
+/// least one, and reads them. None while a dump is being restored into this database. Inside a transaction, which may be lost in a crash: the documents are then still waiting.
 fn claim(
     pipeline: i32,
     worker: i32,
     token: i64,
     most: usize,
     room: usize,
-) -> (Vec<Candidate>, Vec<Taken>) {
+) -> Option<(Vec<Candidate>, Vec<Taken>)> {
     Spi::connect_mut(|client| {
+        let free = run(
+            client,
+            "SELECT pg_try_advisory_xact_lock_shared(ingest.restore_lock())",
+            &[],
+        )?
+        .first()
+        .get_one::<bool>()?;
+        if free != Some(true) {
+            return Ok(None);
+        }
         // Those whose next attempt is due join the waiting ones.
         let due = run(
             client,
@@ -254,7 +287,7 @@ fn claim(
             candidates.push(candidate);
         }
         if candidates.is_empty() {
-            return Ok((candidates, Vec::new()));
+            return Ok(Some((candidates, Vec::new())));
         }
         run(client, "SET LOCAL synchronous_commit = off", &[])?;
         let ids: Vec<i64> = candidates.iter().map(|c| c.id).collect();
@@ -279,7 +312,7 @@ fn claim(
             });
         }
         drop_orphans(client, &candidates, &taken)?;
-        Ok::<_, pgrx::spi::Error>((candidates, taken))
+        Ok::<_, pgrx::spi::Error>(Some((candidates, taken)))
     })
     .or_raise()
 }
@@ -307,12 +340,25 @@ fn drop_orphans(
     Ok(())
 }
 
-/// Frees what worker `worker` holds, and what workers hold that are no longer configured. Inside a transaction.
-pub fn release_all(worker: i32) {
-    Spi::run_with_args(
-        "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL
-         WHERE claimed_by IS NOT NULL AND (claimed_by = $1 OR claimed_by >= $2)",
-        &[worker.into(), (settings::workers().max(1) as i32).into()],
-    )
-    .or_raise();
+/// Frees every claim but those of the workers in `others`; whether some were locked and still stand. Inside a transaction.
+pub fn release_all(others: Vec<i32>) -> bool {
+    Spi::connect_mut(|client| {
+        run(
+            client,
+            "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL
+             WHERE document_id = ANY (ARRAY(
+                 SELECT document_id FROM ingest.queue WHERE claimed_by IS NOT NULL AND claimed_by <> ALL ($1)
+                 FOR UPDATE SKIP LOCKED))",
+            &[others.clone().into()],
+        )?;
+        run(
+            client,
+            "SELECT EXISTS (SELECT FROM ingest.queue WHERE claimed_by IS NOT NULL AND claimed_by <> ALL ($1))",
+            &[others.into()],
+        )?
+        .first()
+        .get_one::<bool>()
+    })
+    .or_raise()
+    .unwrap_or(false)
 }

@@ -21,6 +21,8 @@ use crate::worker::transaction::transaction;
 const FIRST_RESTART_WAIT: Duration = Duration::from_millis(250);
 /// Longest such wait.
 const LONGEST_RESTART_WAIT: Duration = Duration::from_secs(30);
+/// Wait before the catalog is read again that could not be read.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// A worker that ran for so long was fine: the next wait is the first again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
@@ -66,14 +68,23 @@ pub extern "C-unwind" fn pg_ingest_launcher_main(_argument: pg_sys::Datum) {
     let mut databases: HashMap<pg_sys::Oid, Database> = HashMap::new();
     loop {
         let reloaded = super::main_loop::reload_settings();
+        // Reports before requests: whoever asked after a report is asking for good.
+        for absent in shared.take_absent() {
+            databases.remove(&absent);
+        }
         let (asking, all) = shared.take_requests();
         let candidates = if all || reloaded {
-            served_databases()
+            served_databases(shared)
         } else {
             asking
         };
         for database in candidates {
-            databases.entry(database).or_default();
+            // Who asks is not kept waiting for what happened before.
+            let entry = databases.entry(database).or_default();
+            for child in entry.workers.values_mut() {
+                child.wait = FIRST_RESTART_WAIT;
+                child.not_before = Instant::now();
+            }
         }
         let next = supervise(shared, &mut databases);
         super::main_loop::wait(
@@ -85,10 +96,10 @@ pub extern "C-unwind" fn pg_ingest_launcher_main(_argument: pg_sys::Datum) {
 
 /// Starts what is missing, forgets what ended for good, and says when to look again without being woken.
 fn supervise(shared: &Shared, databases: &mut HashMap<pg_sys::Oid, Database>) -> Option<Instant> {
-    for absent in shared.take_absent() {
-        databases.remove(&absent);
-    }
-    let names = transaction(all_databases).unwrap_or_default();
+    let Ok(names) = transaction(all_databases) else {
+        // Nothing is known: nothing is changed.
+        return Some(Instant::now() + AFTER_ERROR);
+    };
     let wanted = settings::workers() as i32;
     let mut next: Option<Instant> = None;
     databases.retain(|oid, database| {
@@ -213,10 +224,13 @@ pub fn worker_identity(argument: pg_sys::Datum) -> (pg_sys::Oid, i32) {
     )
 }
 
-/// The databases that get workers if they have the extension.
-fn served_databases() -> Vec<pg_sys::Oid> {
-    transaction(all_databases)
-        .unwrap_or_default()
+/// The databases that get workers if they have the extension; those that cannot be read now are asked for again.
+fn served_databases(shared: &Shared) -> Vec<pg_sys::Oid> {
+    let Ok(names) = transaction(all_databases) else {
+        shared.request_all();
+        return Vec::new();
+    };
+    names
         .into_iter()
         .filter(|(_, name)| settings::serves_database(name))
         .map(|(oid, _)| oid)

@@ -158,7 +158,11 @@ pub extern "C-unwind" fn pg_ingest_worker_main(argument: pg_sys::Datum) {
         Ok(true) => {}
         Ok(false) => {
             shared.report_absent(database);
-            return;
+            // A transaction that created it meanwhile took this worker for one that stays.
+            if !matches!(transaction(extension_exists), Ok(true)) {
+                return;
+            }
+            shared.request_worker(database);
         }
         Err(error) => {
             log!("pg_ingest: {error}");
@@ -186,6 +190,8 @@ struct Worker {
     claims: Claims,
     writer: Writer,
     pipelines: Pipelines,
+    /// Whether claims of processes that have ended are still to be freed: somebody had them locked.
+    unreleased: bool,
 }
 
 /// What a turn of the loop left to do.
@@ -218,7 +224,7 @@ impl Worker {
         .map_err(|e| e.to_string())?;
         query_server::start(slot, engine.queries()).map_err(|e| e.to_string())?;
         // What an earlier process of this number held is free again; no other process can have this number now.
-        transaction(|| claim::release_all(number)).map_err(|e| e.to_string())?;
+        let unreleased = release(shared, database, number).map_err(|e| e.to_string())?;
         shared.workers[slot]
             .state
             .store(WorkerState::Idle as u8, Ordering::Relaxed);
@@ -234,12 +240,16 @@ impl Worker {
             claims: Claims::new(number),
             writer: Writer::new(shared, database),
             pipelines: Pipelines::default(),
+            unreleased,
         })
     }
 
     fn run(&mut self) {
         loop {
-            reload_settings();
+            if reload_settings() && self.number == 0 {
+                // Workers that are configured no more may have left something.
+                self.unreleased = true;
+            }
             let turn = self.turn().unwrap_or_else(|error| {
                 if error.is_transient() {
                     return Turn::Wait(Some(AFTER_ERROR / 10));
@@ -268,7 +278,7 @@ impl Worker {
         // A clean end leaves nothing claimed; without this, the next worker of this number frees it.
         let number = self.number;
         if let Ok(true) = transaction(extension_exists) {
-            let _ = transaction(|| claim::release_all(number));
+            let _ = release(self.shared, self.database, number);
         }
     }
 
@@ -287,7 +297,11 @@ impl Worker {
 
         let loaded = transaction(pipelines::load)?;
         self.pipelines.update(loaded);
-        let took = self.claims.take(&self.pipelines, &self.engine)?;
+        let took = self.claims.take(
+            &self.pipelines,
+            &self.engine,
+            &self.writer.stuck_pipelines(),
+        )?;
         if let Some(pipeline) = took {
             self.pipelines.has_backlog(pipeline);
             self.shared.workers[self.slot]
@@ -298,13 +312,18 @@ impl Worker {
             return Ok(Turn::Again);
         }
         pipelines::fold_counters()?;
+        if self.unreleased && self.claims.is_empty() {
+            self.unreleased = release(self.shared, self.database, self.number)?;
+        }
         if self.number == 0 && self.claims.is_empty() && self.build_index()? {
             return Ok(Turn::Again);
         }
         let due = [
-            self.claims.next_retry(&self.engine)?,
+            self.claims.next_retry(&self.pipelines, &self.engine)?,
             self.pipelines.next_unblocked(),
             self.writer.next_attempt(),
+            (self.unreleased && self.claims.is_empty()).then_some(AFTER_ERROR),
+            self.claims.held_back().then_some(AFTER_ERROR),
         ];
         Ok(Turn::Wait(due.into_iter().flatten().min()))
     }
@@ -368,7 +387,9 @@ fn configure_session() {
         "idle_in_transaction_session_timeout = 0",
         "idle_session_timeout = 0",
         // A lock that somebody keeps is waited for outside a transaction, in between other work.
-        "lock_timeout = '1s'",
+        "lock_timeout = '200ms'",
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        "transaction_timeout = 0",
         "row_security = on",
         "jit = off",
         // The queue grows and shrinks by orders of magnitude between two ANALYZEs: its indexes are always right.
@@ -377,6 +398,17 @@ fn configure_session() {
     ] {
         let _ = Spi::run(&format!("SET {setting}"));
     }
+}
+
+/// Frees the claims of processes that have ended: this number's and those of no running worker. Returns whether some were
+/// locked and must be tried again.
+fn release(shared: &Shared, database: pg_sys::Oid, number: i32) -> Result<bool, SqlError> {
+    let others: Vec<i32> = shared
+        .workers_of(database)
+        .map(|(_, slot)| slot.number.load(Ordering::Relaxed))
+        .filter(|other| *other != number)
+        .collect();
+    transaction(|| claim::release_all(others))
 }
 
 fn report_activity(what: &std::ffi::CStr) {

@@ -3,7 +3,7 @@
 //! A document is written only while its queue row still carries the token of this worker's claim. A row that somebody
 //! else has locked is being changed just now: the answer is kept and tried again a moment later, outside any transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ const MAX_CHUNKS: usize = 4096;
 const MAX_FLOATS: usize = 16 * 1024 * 1024;
 /// Wait before an answer is written again whose document was locked.
 const LOCKED_WAIT: Duration = Duration::from_millis(50);
+/// Wait before a pipeline is written again whose target was locked.
+const STUCK_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait before a document's next attempt.
 const LONGEST_RETRY_WAIT: f64 = 60.0;
 /// First and longest wait before a blocked pipeline is tried again by itself, in seconds.
@@ -40,6 +42,7 @@ pub struct Writer {
     shared: &'static Shared,
     database: pg_sys::Oid,
     postponed: Vec<Outcome>,
+    stuck: BTreeSet<i32>,
     not_before: Instant,
     random: RandomState,
 }
@@ -60,6 +63,7 @@ impl Writer {
             shared,
             database,
             postponed: Vec::new(),
+            stuck: BTreeSet::new(),
             not_before: Instant::now(),
             random: RandomState::new(),
         }
@@ -71,28 +75,49 @@ impl Writer {
             .then(|| self.not_before.saturating_duration_since(Instant::now()))
     }
 
-    /// Writes finished documents, with those postponed and due. An error says that nothing could be written now; no
-    /// outcome is lost.
+    /// Pipelines whose answers wait for a lock: taking more of their documents would fill the engine with them.
+    pub fn stuck_pipelines(&self) -> Vec<i32> {
+        self.stuck.iter().copied().collect()
+    }
+
+    /// Writes finished documents, with those postponed and due, each pipeline for itself. A pipeline whose target is
+    /// locked is tried again later. An error says that something else is wrong; no outcome is lost.
     pub fn settle(&mut self, finished: Vec<Outcome>, claims: &mut Claims) -> Result<(), SqlError> {
         let mut outcomes = finished;
         outcomes.extend(claims.take_refused());
         if self.not_before <= Instant::now() {
             outcomes.append(&mut self.postponed);
+            self.stuck.clear();
         }
-        let mut error = None;
-        for batch in batches(outcomes) {
-            if error.is_some() {
-                self.postpone(batch);
-                continue;
+        let mut by_pipeline: BTreeMap<i32, Vec<Outcome>> = BTreeMap::new();
+        for outcome in outcomes {
+            let pipeline = claims
+                .get(outcome.ticket())
+                .map_or(0, |claim| claim.pipeline.id);
+            by_pipeline.entry(pipeline).or_default().push(outcome);
+        }
+        let mut worst = Ok(());
+        for (pipeline, outcomes) in by_pipeline {
+            for batch in batches(outcomes) {
+                if self.stuck.contains(&pipeline) {
+                    self.postpone(batch);
+                    continue;
+                }
+                if let Err(error) = self.settle_batch(batch, claims) {
+                    self.stuck.insert(pipeline);
+                    self.not_before = Instant::now() + STUCK_WAIT;
+                    if !error.is_transient() {
+                        worst = Err(error);
+                    }
+                }
             }
-            error = self.settle_batch(batch, claims).err();
         }
-        error.map_or(Ok(()), Err)
+        worst
     }
 
     fn postpone(&mut self, outcomes: Vec<Outcome>) {
         self.postponed.extend(outcomes);
-        self.not_before = Instant::now() + LOCKED_WAIT;
+        self.not_before = self.not_before.max(Instant::now() + LOCKED_WAIT);
     }
 
     fn settle_batch(&mut self, batch: Vec<Outcome>, claims: &mut Claims) -> Result<(), SqlError> {
@@ -282,6 +307,12 @@ fn set_aside_locked_documents<'a>(
     if ids.is_empty() {
         return Ok(held);
     }
+    // Whoever locks the whole table wants queue rows next.
+    run(
+        client,
+        "LOCK TABLE ingest.documents IN ROW EXCLUSIVE MODE NOWAIT",
+        &[],
+    )?;
     let mut find = |sql: &str| -> Result<Vec<i64>, pgrx::spi::Error> {
         Ok(run(client, sql, &[ids.clone().into()])?
             .filter_map(|row| row["id"].value().ok().flatten())
@@ -394,28 +425,26 @@ fn write_embedded(
             crate::errors::UserError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, problem).raise()
         }
     };
+    // Deferred constraints and triggers of the target fire with each statement, as its owner, not at the worker's commit.
+    run(client, "SET CONSTRAINTS ALL IMMEDIATE", &[])?;
     let keys: Vec<String> = documents
         .iter()
         .map(|(claim, _)| claim.key.clone())
         .collect();
-    let replaced_documents;
     {
         let _acting = ActingAs::new(pipeline.owner);
         let old = run(
             client,
             &format!(
-                "WITH gone AS (DELETE FROM {target} WHERE document_key = ANY ($1) RETURNING document_key, tokens)
-                 SELECT count(*), coalesce(sum(tokens), 0)::bigint, count(DISTINCT document_key) FROM gone"
+                "WITH gone AS (DELETE FROM {target} WHERE document_key = ANY ($1) RETURNING tokens)
+                 SELECT count(*), coalesce(sum(tokens), 0)::bigint FROM gone"
             ),
             &[keys.into()],
         )?
         .first();
         difference.chunks -= old.get::<i64>(1)?.unwrap_or(0);
         difference.tokens -= old.get::<i64>(2)?.unwrap_or(0);
-        replaced_documents = old.get::<i64>(3)?.unwrap_or(0);
         insert_chunks(client, target, pipeline, documents)?;
-        // Deferred constraints and triggers of the target run here, as its owner, and not at the worker's commit.
-        run(client, "SET CONSTRAINTS ALL IMMEDIATE", &[])?;
     }
     for (claim, chunks) in documents {
         difference.queued -= 1;
@@ -443,8 +472,7 @@ fn write_embedded(
             )
             .map(drop)
         })?;
-        // A document that was there before under this key is the same one, archived again.
-        difference.archived += documents.len() as i64 - replaced_documents;
+        difference.archived += documents.len() as i64;
     }
     if pipeline.blocked_for.is_some() {
         run(
