@@ -209,6 +209,9 @@ fn only_those_who_may_read_server_files_load_them() {
     assert!(error.hint.is_some());
     assert_eq!(keys(&db), Vec::<String>::new());
     db.run(&format!("GRANT pg_read_server_files TO {role}"));
+    let error = ServerError::from(client.batch_execute(&load(&tree, "")).expect_err("refused"));
+    assert_eq!(error.code, "42501", "another's pipeline: {error:?}");
+    db.run(&format!("UPDATE ingest.pipeline SET owner = '{role}'"));
     client
         .batch_execute(&load(&tree, ""))
         .unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
