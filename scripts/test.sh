@@ -47,7 +47,7 @@ with_server() {
 
 server_tests() {
   step "tests against a server"
-  with_server cargo test --release -p pg_ingest -p tests "${features[@]}"
+  with_server cargo test --release --no-fail-fast -p pg_ingest -p tests "${features[@]}"
 }
 
 benchmarks() {
