@@ -71,7 +71,7 @@ fn k_rows_are_returned_with_and_without_an_index() {
     let exact = db.all::<String>("SELECT key FROM ingest.search('Text number 7', 5)");
     db.run("SELECT ingest.alter_pipeline('default', index => 'immediate')");
     db.run("SET enable_seqscan = off; SET enable_sort = off");
-    assert!(db.explain("SELECT * FROM ingest.default_chunks ORDER BY embedding <=> array_fill(0.1, ARRAY[384])::vector LIMIT 3").contains("hnsw"));
+    assert!(db.explain("SELECT * FROM ingest.default_chunks ORDER BY embedding <=> array_fill(0.1, ARRAY[384])::vector LIMIT 3").contains("embedding_idx"));
     for k in [1, 39, 41, 100] {
         assert_eq!(count(k), i64::from(k), "with an index");
     }

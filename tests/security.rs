@@ -448,3 +448,121 @@ fn a_target_that_its_owner_may_not_write_any_more_blocks_and_fails_nothing() {
     drop(client);
     gone(&db, &owner);
 }
+
+#[test]
+fn trigger_functions_serve_their_own_tables_only() {
+    let db = Database::with_pipeline();
+    let (owner, mut client) = role(&db);
+    run(
+        &mut client,
+        "CREATE TABLE app.forged (id bigint, pipeline text, key text, content text, metadata jsonb)",
+    );
+    for (event, function, tables) in [
+        ("INSERT", "documents_inserted", "NEW TABLE AS new_rows"),
+        ("DELETE", "documents_deleted", "OLD TABLE AS old_rows"),
+        (
+            "UPDATE",
+            "documents_updated",
+            "OLD TABLE AS old_rows NEW TABLE AS new_rows",
+        ),
+        ("TRUNCATE", "documents_truncated", ""),
+    ] {
+        let referencing = match tables {
+            "" => String::new(),
+            tables => format!("REFERENCING {tables}"),
+        };
+        let error = client
+            .batch_execute(&format!(
+                "CREATE TRIGGER forged AFTER {event} ON app.forged {referencing}
+                 FOR EACH STATEMENT EXECUTE FUNCTION ingest.{function}()"
+            ))
+            .expect_err("the trigger is refused");
+        assert_eq!(ServerError::from(error).code, "42501", "{function}");
+    }
+    drop(client);
+    gone(&db, &owner);
+}
+
+#[test]
+fn a_trigger_on_the_target_cannot_change_the_workers_session() {
+    let db = Database::with_pipeline();
+    let (owner, mut client) = role(&db);
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('mine', target => 'app.docs')",
+    );
+    run(
+        &mut client,
+        "CREATE FUNCTION app.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+         CREATE FUNCTION app.note() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             PERFORM set_config('search_path', 'app, pg_catalog', false);
+             PERFORM set_config('default_transaction_read_only', 'on', false);
+             PERFORM set_config('statement_timeout', '1', false);
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER note BEFORE INSERT ON app.docs FOR EACH ROW EXECUTE FUNCTION app.note()",
+    );
+    run(
+        &mut client,
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')",
+    );
+    // Embedded or failed, it has run by now.
+    assert!(db.one::<bool>("SELECT ingest.wait('mine', '60 s')"));
+    db.run(&texts::insert_passages());
+    db.settle();
+    assert_eq!(db.progress().counts(), (8, 8, 0, 0));
+    drop(client);
+    gone(&db, &owner);
+}
+
+#[test]
+fn only_the_owner_has_failures_tried_again() {
+    let db = Database::with_pipeline();
+    let (owner, mut client) = role(&db);
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('bad', '')");
+    db.settle();
+    db.run("SELECT ingest.pause('default')");
+    let error = client
+        .batch_execute("SELECT ingest.retry('default')")
+        .expect_err("it is refused");
+    assert_eq!(ServerError::from(error).code, "42501");
+    let queued: i64 = client
+        .query_one("SELECT ingest.retry()", &[])
+        .expect("retry()")
+        .get(0);
+    assert_eq!(queued, 0);
+    assert_eq!(db.progress().counts(), (1, 0, 0, 1));
+    assert_eq!(db.one::<i64>("SELECT ingest.retry()"), 1);
+    drop(client);
+    gone(&db, &owner);
+}
+
+#[test]
+fn deferred_triggers_run_as_the_owner_too() {
+    let db = Database::new();
+    let (owner, mut client) = role(&db);
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('mine', target => 'app.docs')",
+    );
+    run(
+        &mut client,
+        "CREATE TABLE app.who (what text, acting_role text);
+         CREATE FUNCTION app.note() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN INSERT INTO app.who VALUES (TG_OP, current_user); RETURN NULL; END $$;
+         CREATE CONSTRAINT TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON app.docs
+             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION app.note()",
+    );
+    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')");
+    db.settle();
+    db.run("UPDATE ingest.documents SET metadata = '{\"a\": 1}'");
+    db.run("DELETE FROM ingest.documents");
+    assert_eq!(
+        db.all::<String>("SELECT DISTINCT what || ' ' || acting_role FROM app.who ORDER BY 1"),
+        ["DELETE", "INSERT", "UPDATE"].map(|what| format!("{what} {owner}"))
+    );
+    drop(client);
+    gone(&db, &owner);
+}

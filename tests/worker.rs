@@ -479,3 +479,81 @@ fn a_session_that_keeps_a_document_locked_holds_up_only_that_document() {
     );
     assert_eq!(db.rows("SELECT * FROM ingest.failures").len(), 0);
 }
+
+#[test]
+fn a_locked_target_holds_up_only_its_pipeline() {
+    let db = Database::with_pipeline();
+    db.run("SELECT ingest.create_pipeline('other')");
+    db.worker();
+    let mut locker = db.connect();
+    locker
+        .batch_execute("BEGIN; LOCK TABLE ingest.other_chunks")
+        .expect("a lock");
+    db.run("INSERT INTO ingest.documents (pipeline, key, content) SELECT 'other', 'o' || n, 'Text ' || n FROM generate_series(1, 5) n");
+    for round in 0..3 {
+        db.run(&format!(
+            "INSERT INTO ingest.documents (key, content) VALUES ('k{round}', 'Text number {round}.')"
+        ));
+        wait_until("the other pipeline goes on", SOON, || {
+            db.progress().embedded == round + 1
+        });
+    }
+    assert_eq!(db.progress_of("other").counts(), (5, 0, 5, 0));
+    locker.batch_execute("COMMIT").expect("COMMIT");
+    db.settle();
+    assert_eq!(db.progress_of("other").counts(), (5, 5, 0, 0));
+}
+
+#[test]
+fn the_worker_comes_back_when_drop_database_is_given_up() {
+    let db = Database::with_pipeline();
+    let first = db.worker();
+    let mut dropper = db.cluster().client("postgres");
+    let pid: i32 = dropper
+        .query_one("SELECT pg_backend_pid()", &[])
+        .expect("a pid")
+        .get(0);
+    let drop_database = format!("DROP DATABASE {}", db.name());
+    std::thread::scope(|scope| {
+        let dropping = scope.spawn(move || dropper.batch_execute(&drop_database));
+        wait_until("the worker has made way", SOON, || {
+            db.worker_pids().is_empty()
+        });
+        db.run(&format!("SELECT pg_terminate_backend({pid})"));
+        dropping
+            .join()
+            .expect("the thread ends well")
+            .expect_err("it is terminated");
+    });
+    wait_until("another worker runs", SOON, || {
+        db.worker_pids().iter().any(|pid| *pid != first)
+    });
+    db.run(&texts::insert_passages());
+    all_embedded_once(&db, 8);
+}
+
+#[test]
+fn a_paused_pipeline_with_a_retry_overdue_costs_nothing() {
+    let db = Database::with_pipeline();
+    db.run("SELECT ingest.create_pipeline('other'); SELECT ingest.pause('default')");
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('k', 'A text.')");
+    db.run("UPDATE ingest.queue SET retry_at = now() - interval '1 minute', attempts = 1");
+    // This wakes the worker, which finds the overdue one.
+    db.run(
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('other', 'k', 'A text.')",
+    );
+    wait_until("the other pipeline is done", SOON, || {
+        db.progress_of("other").embedded == 1
+    });
+    let worker = db.worker();
+    let mut before = cpu_ticks(worker);
+    // A spinning worker uses a hundred ticks a second; one at rest comes to use none.
+    wait_until("the worker comes to rest", SOON, || {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = cpu_ticks(worker);
+        std::mem::replace(&mut before, now) + 2 > now
+    });
+    db.run("SELECT ingest.resume('default')");
+    db.settle();
+    assert_eq!(db.progress().counts(), (1, 1, 0, 0));
+}

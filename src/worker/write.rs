@@ -28,6 +28,9 @@ const MAX_CHUNKS: usize = 4096;
 const MAX_FLOATS: usize = 16 * 1024 * 1024;
 /// Wait before an answer is written again whose document was locked.
 const LOCKED_WAIT: Duration = Duration::from_millis(50);
+/// Lock timeouts (200 ms each) borne while looking for the document in a batch of 128 whose rows are locked: one for each
+/// halving. More than that, and the target as a whole is locked.
+const LOCK_PATIENCE: u32 = 8;
 /// Wait before a pipeline is written again whose target was locked.
 const STUCK_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait before a document's next attempt.
@@ -103,7 +106,7 @@ impl Writer {
                     self.postpone(batch);
                     continue;
                 }
-                if let Err(error) = self.settle_batch(batch, claims) {
+                if let Err(error) = self.settle_batch(batch, claims, &mut { LOCK_PATIENCE }) {
                     self.stuck.insert(pipeline);
                     self.not_before = Instant::now() + STUCK_WAIT;
                     if !error.is_transient() {
@@ -120,9 +123,17 @@ impl Writer {
         self.not_before = self.not_before.max(Instant::now() + LOCKED_WAIT);
     }
 
-    fn settle_batch(&mut self, batch: Vec<Outcome>, claims: &mut Claims) -> Result<(), SqlError> {
+    /// Writes a batch of one pipeline. A batch that cannot be written is halved until the document at fault stands alone;
+    /// one whose rows somebody has locked is postponed. Fails with what stood in the way of more documents than `patience`
+    /// allows; those left are postponed.
+    fn settle_batch(
+        &mut self,
+        mut batch: Vec<Outcome>,
+        claims: &mut Claims,
+        patience: &mut u32,
+    ) -> Result<(), SqlError> {
         let jitter = self.random.hash_one(Instant::now());
-        match transaction(|| write(&batch, claims, jitter)) {
+        let error = match transaction(|| write(&batch, claims, jitter)) {
             Ok(settled) => {
                 let (locked, ended): (Vec<_>, Vec<_>) = batch
                     .into_iter()
@@ -136,38 +147,43 @@ impl Writer {
                 if !locked.is_empty() {
                     self.postpone(locked);
                 }
-                Ok(())
+                return Ok(());
             }
-            Err(error) if error.is_transient() => {
+            Err(error) => error,
+        };
+        if error.is_transient() {
+            // Each took a lock_timeout of the main thread's time.
+            let Some(less) = patience.checked_sub(1) else {
                 self.postpone(batch);
-                Err(error)
-            }
-            // One of them is at fault: each for itself.
-            Err(_) if batch.len() > 1 => {
-                let mut result = Ok(());
-                for outcome in batch {
-                    if result.is_ok() {
-                        result = self.settle_batch(vec![outcome], claims);
-                    } else {
-                        self.postpone(vec![outcome]);
-                    }
-                }
-                result
-            }
-            Err(error) => {
-                let refused: Vec<Outcome> = batch
-                    .iter()
-                    .filter(|outcome| matches!(outcome, Outcome::Embedded { .. }))
-                    .map(|outcome| refused_by_target(outcome.ticket(), &error))
-                    .collect();
-                if refused.is_empty() {
-                    // Not even the failure could be noted.
-                    self.postpone(batch);
-                    return Err(error);
-                }
-                self.settle_batch(refused, claims)
-            }
+                return Err(error);
+            };
+            *patience = less;
         }
+        if batch.len() > 1 {
+            let right = batch.split_off(batch.len() / 2);
+            let result = self.settle_batch(batch, claims, patience);
+            if result.is_err() {
+                self.postpone(right);
+                return result;
+            }
+            return self.settle_batch(right, claims, patience);
+        }
+        if error.is_transient() {
+            self.postpone(batch);
+            self.not_before = Instant::now() + STUCK_WAIT;
+            return Ok(());
+        }
+        let refused: Vec<Outcome> = batch
+            .iter()
+            .filter(|outcome| matches!(outcome, Outcome::Embedded { .. }))
+            .map(|outcome| refused_by_target(outcome.ticket(), claims, &error))
+            .collect();
+        if refused.is_empty() {
+            // Not even the failure could be noted.
+            self.postpone(batch);
+            return Err(error);
+        }
+        self.settle_batch(refused, claims, patience)
     }
 
     fn count(&self, outcome: &Outcome, claim: Option<&Claim>) {
@@ -213,28 +229,31 @@ fn batches(outcomes: Vec<Outcome>) -> Vec<Vec<Outcome>> {
     batches
 }
 
-/// What an error while writing a document's chunks says: that the pipeline cannot go on until somebody acts (the target
-/// is gone, forbidden or full), or that this document's rows are refused.
-fn refused_by_target(ticket: u64, error: &SqlError) -> Outcome {
+/// What an error while writing a document's chunks says: that the pipeline cannot go on until somebody acts (its target is
+/// gone, forbidden or full), or that the rows of this document are refused, by a constraint or a trigger.
+fn refused_by_target(ticket: u64, claims: &Claims, error: &SqlError) -> Outcome {
     use PgSqlErrorCode as C;
-    let message = format!("the target table refused the chunks: {error}");
-    let everybody = matches!(
-        error.code,
+    let everybody = match error.code {
+        C::ERRCODE_READ_ONLY_SQL_TRANSACTION
+        | C::ERRCODE_INSUFFICIENT_RESOURCES
+        | C::ERRCODE_DISK_FULL
+        | C::ERRCODE_OUT_OF_MEMORY
+        | C::ERRCODE_TOO_MANY_CONNECTIONS
+        | C::ERRCODE_CONNECTION_FAILURE
+        | C::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION
+        | C::ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION
+        | C::ERRCODE_IO_ERROR => true,
+        // A trigger raises these for one document, a target that is no more for all.
         C::ERRCODE_UNDEFINED_TABLE
-            | C::ERRCODE_UNDEFINED_COLUMN
-            | C::ERRCODE_UNDEFINED_OBJECT
-            | C::ERRCODE_DATATYPE_MISMATCH
-            | C::ERRCODE_INSUFFICIENT_PRIVILEGE
-            | C::ERRCODE_READ_ONLY_SQL_TRANSACTION
-            | C::ERRCODE_INSUFFICIENT_RESOURCES
-            | C::ERRCODE_DISK_FULL
-            | C::ERRCODE_OUT_OF_MEMORY
-            | C::ERRCODE_TOO_MANY_CONNECTIONS
-            | C::ERRCODE_CONNECTION_FAILURE
-            | C::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION
-            | C::ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION
-            | C::ERRCODE_IO_ERROR
-    );
+        | C::ERRCODE_UNDEFINED_COLUMN
+        | C::ERRCODE_UNDEFINED_OBJECT
+        | C::ERRCODE_DATATYPE_MISMATCH
+        | C::ERRCODE_INSUFFICIENT_PRIVILEGE => claims
+            .get(ticket)
+            .is_none_or(|claim| !accepts_nothing(&claim.pipeline)),
+        _ => false,
+    };
+    let message = format!("the target table refused the chunks: {error}");
     let error = EmbedError::new(ErrorClass::Internal, message);
     if everybody {
         let error = EmbedError {
@@ -245,6 +264,27 @@ fn refused_by_target(ticket: u64, error: &SqlError) -> Outcome {
     } else {
         Outcome::Failed { ticket, error }
     }
+}
+
+/// Whether a pipeline's target takes a DELETE and an INSERT of no rows: it is there, with its columns, and its owner may.
+fn accepts_nothing(pipeline: &Active) -> bool {
+    let Ok(target) = &pipeline.target else {
+        return false;
+    };
+    transaction(|| {
+        let _acting = ActingAs::new(pipeline.owner);
+        Spi::run(&format!(
+            "DELETE FROM {target} WHERE document_key = 'none' AND false"
+        ))
+        .or_raise();
+        Spi::run(&format!(
+            "INSERT INTO {target} (document_key, chunk_no, content, tokens, metadata, embedding)
+             SELECT '', 0, '', 0, '{{}}'::jsonb, NULL::{} WHERE false",
+            pipeline.vector_type
+        ))
+        .or_raise();
+    })
+    .is_ok()
 }
 
 /// Writes a batch. Inside a transaction; raises on any error.
