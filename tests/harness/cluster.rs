@@ -31,12 +31,17 @@ const SETTINGS: [(&str, &str); 10] = [
 /// Lines of the server's log that a failing test shows.
 const LOG_TAIL: usize = 60;
 
-/// Waits for the test's end, however it comes, and takes the cluster away. `$1` is the directory of the programs, `$2`
-/// the cluster's own.
+/// Waits for the test's end, however it comes, and takes the cluster away, whose directory is `$1`. SIGQUIT is what Postgres
+/// calls an immediate shutdown. A process that does not work in the data directory is not this cluster's postmaster.
 const WATCHDOG: &str = r#"
     read -r _
-    "$1/pg_ctl" stop -D "$2/data" -m immediate -w -t 20 || kill -s KILL "$(head -n 1 "$2/data/postmaster.pid")"
-    rm -rf "$2"
+    pid=$(head -n 1 "$1/data/postmaster.pid")
+    runs() { [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1/data" ]; }
+    if runs "$1"; then kill -s QUIT "$pid"; fi
+    tenths=200
+    while runs "$1" && [ "$tenths" -gt 0 ]; do sleep 0.1; tenths=$((tenths - 1)); done
+    if runs "$1"; then kill -s KILL "$pid"; fi
+    rm -rf "$1"
 "#;
 
 /// A running server with its own data directory, reached by a socket in a directory of its own. Stopped and removed when
@@ -310,15 +315,12 @@ impl Cluster {
         let mut command = Command::new("sh");
         command
             .args(["-c", WATCHDOG, "watchdog"])
-            .args([&self.programs, &self.home])
+            .arg(&self.home)
             .current_dir("/")
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        if let Some(user) = self.user {
-            command.uid(user.uid).gid(user.gid);
-        }
         self.watchdog = Mutex::new(Some(command.spawn().expect("sh runs")));
     }
 }
