@@ -129,13 +129,7 @@ fn check(
 }
 
 fn internal(message: &str) -> EmbedError {
-    EmbedError {
-        class: ErrorClass::Internal,
-        http_status: None,
-        message: message.to_owned(),
-        hint: None,
-        model_unusable: false,
-    }
+    EmbedError::new(ErrorClass::Internal, message)
 }
 
 #[cfg(test)]

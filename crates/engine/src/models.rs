@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use embedder::local::LocalModel;
-use embedder::{EmbedError, ErrorClass, ModelName, Provider};
+use embedder::{EmbedError, ModelName, Provider};
 
 /// Models by name.
 pub struct Models {
@@ -34,13 +34,9 @@ impl Models {
     /// `model_unusable` is set: the files are missing or unreadable, or the provider is not a local one.
     pub fn get(&self, model: &ModelName) -> Result<Arc<LocalModel>, EmbedError> {
         if model.provider != Provider::Local {
-            return Err(EmbedError {
-                class: ErrorClass::Internal,
-                http_status: None,
-                message: format!("provider of model {model} is not supported yet"),
-                hint: None,
-                model_unusable: true,
-            });
+            return Err(EmbedError::model_unusable(format!(
+                "provider of model {model} is not supported yet"
+            )));
         }
         // Held while loading, so that two threads do not load one model twice.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);

@@ -39,11 +39,5 @@ impl Queries {
 }
 
 fn failed(message: &str) -> EmbedError {
-    EmbedError {
-        class: ErrorClass::Internal,
-        http_status: None,
-        message: message.to_owned(),
-        hint: None,
-        model_unusable: false,
-    }
+    EmbedError::new(ErrorClass::Internal, message)
 }

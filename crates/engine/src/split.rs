@@ -167,11 +167,5 @@ fn failure(error: PrepareError) -> EmbedError {
         }
         PrepareError::Split(error) => (ErrorClass::InvalidRequest, error.to_string()),
     };
-    EmbedError {
-        class,
-        http_status: None,
-        message,
-        hint: None,
-        model_unusable: false,
-    }
+    EmbedError::new(class, message)
 }
