@@ -21,8 +21,8 @@ pub const MAX_BATCH: usize = 128;
 pub struct Claim {
     /// The document's id.
     pub document: i64,
-    /// Its pipeline, as it was when the document was taken.
-    pub pipeline: Arc<Active>,
+    /// The number of its pipeline.
+    pub pipeline: i32,
     /// What must still stand in its queue row when it is written.
     pub token: i64,
     /// Its key.
@@ -117,7 +117,7 @@ impl Claims {
         stuck: &[i32],
     ) -> Result<Option<i32>, SqlError> {
         self.held_back = false;
-        let ready: Vec<&Arc<Active>> = pipelines
+        let ready: Vec<&Active> = pipelines
             .ready()
             .filter(|pipeline| !stuck.contains(&pipeline.id))
             .collect();
@@ -134,7 +134,7 @@ impl Claims {
         Ok(None)
     }
 
-    fn take_of(&mut self, pipeline: &Arc<Active>, engine: &Engine) -> Result<bool, SqlError> {
+    fn take_of(&mut self, pipeline: &Active, engine: &Engine) -> Result<bool, SqlError> {
         self.takes += 1;
         let token = self.random.hash_one((self.worker, self.takes)) as i64;
         let most = MAX_BATCH.min(engine.free_documents());
@@ -157,7 +157,7 @@ impl Claims {
                 ticket,
                 Claim {
                     document: document.id,
-                    pipeline: Arc::clone(pipeline),
+                    pipeline: pipeline.id,
                     token,
                     key: document.key,
                     metadata: document.metadata,
@@ -226,7 +226,8 @@ impl Claims {
 }
 
 /// Marks up to `most` waiting documents of a pipeline as held, the oldest first, as many as fit into `room` bytes but at
-/// least one, and reads them. None while a dump is being restored into this database. Inside a transaction, which may be lost in a crash: the documents are then still waiting.
+/// least one, and reads them. None while a dump is being restored into this database. Inside a transaction, which may be
+/// lost in a crash: the documents are then still waiting.
 fn claim(
     pipeline: i32,
     worker: i32,

@@ -23,6 +23,8 @@ const FIRST_RESTART_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_RESTART_WAIT: Duration = Duration::from_secs(30);
 /// Wait before the catalog is read again that could not be read.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
+/// Databases looked at for the extension at the same time.
+const MAX_LOOKS: usize = 2;
 /// A worker that ran for so long was fine: the next wait is the first again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
@@ -66,18 +68,19 @@ pub extern "C-unwind" fn pg_ingest_launcher_main(_argument: pg_sys::Datum) {
     let Some(shared) = shmem::get() else { return };
     shared.become_launcher();
     let mut databases: HashMap<pg_sys::Oid, Database> = HashMap::new();
+    let mut look_at_all = true;
     loop {
         let reloaded = super::main_loop::reload_settings();
         // Reports before requests: whoever asked after a report is asking for good.
         for absent in shared.take_absent() {
             databases.remove(&absent);
         }
-        let (asking, all) = shared.take_requests();
-        let candidates = if all || reloaded {
-            served_databases(shared)
-        } else {
-            asking
-        };
+        let (mut candidates, all) = shared.take_requests();
+        look_at_all |= all || reloaded;
+        if look_at_all && let Ok(names) = transaction(all_databases) {
+            look_at_all = false;
+            candidates.extend(names.into_iter().map(|(oid, _)| oid));
+        }
         for database in candidates {
             // Who asks is not kept waiting for what happened before.
             let entry = databases.entry(database).or_default();
@@ -102,6 +105,14 @@ fn supervise(shared: &Shared, databases: &mut HashMap<pg_sys::Oid, Database>) ->
     };
     let wanted = settings::workers() as i32;
     let mut next: Option<Instant> = None;
+    // Databases of which it is not known whether they have the extension are looked at a few at a time, so that a server
+    // with many of them does not run out of worker processes. The end of each look wakes the launcher.
+    let mut looks = MAX_LOOKS.saturating_sub(
+        databases
+            .values()
+            .filter(|d| d.is_being_looked_at())
+            .count(),
+    );
     databases.retain(|oid, database| {
         let served = names
             .iter()
@@ -109,8 +120,10 @@ fn supervise(shared: &Shared, databases: &mut HashMap<pg_sys::Oid, Database>) ->
         let most = if served { wanted } else { 0 };
         shared.dismiss_workers(*oid, most);
         // A database that is being dropped or renamed asks again when that is done.
-        if served && !shared.must_stay_away(*oid) {
+        if served && !shared.must_stay_away(*oid) && (database.present || looks > 0) {
+            let before = database.is_being_looked_at();
             database.start_missing(*oid, shared, wanted, &mut next);
+            looks -= usize::from(!before && database.is_being_looked_at());
         }
         served
     });
@@ -118,6 +131,10 @@ fn supervise(shared: &Shared, databases: &mut HashMap<pg_sys::Oid, Database>) ->
 }
 
 impl Database {
+    fn is_being_looked_at(&self) -> bool {
+        !self.present && self.workers.values().any(Child::runs)
+    }
+
     fn start_missing(
         &mut self,
         oid: pg_sys::Oid,
@@ -163,7 +180,8 @@ impl Database {
                 if child.handle.is_some() {
                     continue;
                 }
-                child.not_before = now + LONGEST_RESTART_WAIT;
+                child.not_before = now + child.wait;
+                child.wait = (child.wait * 2).min(LONGEST_RESTART_WAIT);
             }
             *next = Some(next.map_or(child.not_before, |at| at.min(child.not_before)));
         }
@@ -171,6 +189,10 @@ impl Database {
 }
 
 impl Child {
+    fn runs(&self) -> bool {
+        self.handle.is_some() && !self.has_ended()
+    }
+
     fn has_ended(&self) -> bool {
         self.handle.as_ref().is_some_and(|handle| {
             matches!(
@@ -202,8 +224,7 @@ fn start_worker(database: pg_sys::Oid, number: i32) -> Option<DynamicBackgroundW
         Ok(handle) => Some(handle),
         Err(_) => {
             log!(
-                "pg_ingest: no background worker can be started; raise max_worker_processes (tried again in {} s)",
-                LONGEST_RESTART_WAIT.as_secs()
+                "pg_ingest: no background worker can be started now, and it is tried again; raise max_worker_processes"
             );
             None
         }
@@ -222,19 +243,6 @@ pub fn worker_identity(argument: pg_sys::Datum) -> (pg_sys::Oid, i32) {
         pg_sys::Oid::from((packed >> 16) as u32),
         (packed & 0xffff) as i32,
     )
-}
-
-/// The databases that get workers if they have the extension; those that cannot be read now are asked for again.
-fn served_databases(shared: &Shared) -> Vec<pg_sys::Oid> {
-    let Ok(names) = transaction(all_databases) else {
-        shared.request_all();
-        return Vec::new();
-    };
-    names
-        .into_iter()
-        .filter(|(_, name)| settings::serves_database(name))
-        .map(|(oid, _)| oid)
-        .collect()
 }
 
 /// Every database that takes connections and is no template, read from the shared catalog without SQL, since the

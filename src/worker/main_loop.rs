@@ -14,14 +14,16 @@ use crate::worker::claim::{self, Claims};
 use crate::worker::launcher::worker_identity;
 use crate::worker::pipelines::{self, Pipelines};
 use crate::worker::query_server;
+use crate::worker::settle::Settler;
 use crate::worker::transaction::{SqlError, transaction};
-use crate::worker::write::Writer;
 
 /// Documents that a worker holds at most.
 const MAX_DOCUMENTS: usize = 128;
 /// Bytes of text that a worker holds at most: some ten seconds' work for a local model, so that a crash repeats little
 /// and several workers share a backlog evenly.
 const MAX_BYTES: usize = 256 * 1024;
+/// A busy worker folds the counters so often, that progress stays cheap while rows are inserted one by one.
+const FOLD_INTERVAL: Duration = Duration::from_secs(1);
 /// Wait after an unexpected error before going on, so that a broken state fills no log.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 
@@ -188,8 +190,10 @@ struct Worker {
     bell: Arc<EventFd>,
     engine: Engine,
     claims: Claims,
-    writer: Writer,
+    settler: Settler,
     pipelines: Pipelines,
+    /// When the counters were last folded.
+    folded: Instant,
     /// Whether claims of processes that have ended are still to be freed: somebody had them locked.
     unreleased: bool,
 }
@@ -238,7 +242,8 @@ impl Worker {
             bell,
             engine,
             claims: Claims::new(number),
-            writer: Writer::new(shared, database),
+            settler: Settler::new(shared, database),
+            folded: Instant::now(),
             pipelines: Pipelines::default(),
             unreleased,
         })
@@ -276,9 +281,8 @@ impl Worker {
             }
         }
         // A clean end leaves nothing claimed; without this, the next worker of this number frees it.
-        let number = self.number;
         if let Ok(true) = transaction(extension_exists) {
-            let _ = release(self.shared, self.database, number);
+            let _ = release(self.shared, self.database, self.number);
         }
     }
 
@@ -287,20 +291,19 @@ impl Worker {
         if self.shared.workers[self.slot].leave.load(Ordering::SeqCst) {
             return Ok(Turn::Leave);
         }
-        if !transaction(extension_exists)? {
+        let Some(loaded) = transaction(|| extension_exists().then(pipelines::load))? else {
             self.shared.report_absent(self.database);
             return Ok(Turn::Leave);
-        }
+        };
+        self.pipelines.update(loaded);
         let finished = self.engine.poll(claim::MAX_BATCH);
         let wrote = !finished.is_empty();
-        self.writer.settle(finished, &mut self.claims)?;
-
-        let loaded = transaction(pipelines::load)?;
-        self.pipelines.update(loaded);
+        self.settler
+            .settle(finished, &mut self.claims, &self.pipelines)?;
         let took = self.claims.take(
             &self.pipelines,
             &self.engine,
-            &self.writer.stuck_pipelines(),
+            &self.settler.stuck_pipelines(),
         )?;
         if let Some(pipeline) = took {
             self.pipelines.has_backlog(pipeline);
@@ -308,10 +311,14 @@ impl Worker {
                 .pipeline
                 .store(pipeline, Ordering::Relaxed);
         }
-        if wrote || took.is_some() {
+        let busy = wrote || took.is_some();
+        if !busy || self.folded.elapsed() > FOLD_INTERVAL {
+            pipelines::fold_counters()?;
+            self.folded = Instant::now();
+        }
+        if busy {
             return Ok(Turn::Again);
         }
-        pipelines::fold_counters()?;
         if self.unreleased && self.claims.is_empty() {
             self.unreleased = release(self.shared, self.database, self.number)?;
         }
@@ -321,7 +328,7 @@ impl Worker {
         let due = [
             self.claims.next_retry(&self.pipelines, &self.engine)?,
             self.pipelines.next_unblocked(),
-            self.writer.next_attempt(),
+            self.settler.next_attempt(),
             (self.unreleased && self.claims.is_empty()).then_some(AFTER_ERROR),
             self.claims.held_back().then_some(AFTER_ERROR),
         ];

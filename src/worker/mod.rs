@@ -1,7 +1,7 @@
 //! The processes: one launcher for the server ([`launcher`]), workers for each database that has the extension.
 //!
 //! A worker's main thread ([`main_loop`]) is the only one that calls Postgres. It takes documents ([`claim`]), hands
-//! them to the engine, writes what comes back ([`write`]), and sleeps in one wait on its latch and an eventfd that the
+//! them to the engine, settles what comes back ([`settle`], [`write`]), and sleeps in one wait on its latch and an eventfd that the
 //! engine's threads ring. [`query_server`] answers `embed()`. [`transaction`] is how it runs SQL.
 
 mod claim;
@@ -9,6 +9,7 @@ mod launcher;
 mod main_loop;
 mod pipelines;
 pub mod query_server;
+mod settle;
 mod transaction;
 mod write;
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chunker::{SplitOptions, Splitter};
 use pgrx::prelude::*;
@@ -19,7 +19,7 @@ const FOLD_LOCK: i64 = 0x7067_5f69_6e67_0001;
 const FOLD_ROWS: i64 = 10_000;
 
 /// A pipeline to take documents for.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Active {
     /// Its number.
     pub id: i32,
@@ -46,33 +46,31 @@ pub struct Active {
 /// The pipelines of this database.
 #[derive(Default)]
 pub struct Pipelines {
-    rows: Vec<Arc<Active>>,
-    loaded_at: Option<Instant>,
+    rows: Vec<Active>,
     index_failed: HashSet<i32>,
 }
 
 impl Pipelines {
-    /// Takes what [`load`] read. A definition that has not changed stays the same object, so that its documents are
-    /// packed together.
+    /// Takes what [`load`] read. What the engine needs of a pipeline stays the same object as long as it does not change,
+    /// so that its documents are packed together.
     pub fn update(&mut self, loaded: Vec<Active>) {
-        let rows = loaded
-            .into_iter()
-            .map(|fresh| {
-                let mut fresh = fresh;
-                if let Some(known) = self.rows.iter().find(|known| known.id == fresh.id)
-                    && known.spec == fresh.spec
-                {
-                    fresh.spec = Arc::clone(&known.spec);
-                }
-                Arc::new(fresh)
-            })
-            .collect();
-        self.rows = rows;
-        self.loaded_at = Some(Instant::now());
+        let before = std::mem::replace(&mut self.rows, loaded);
+        for fresh in &mut self.rows {
+            if let Some(known) = before.iter().find(|known| known.id == fresh.id)
+                && known.spec == fresh.spec
+            {
+                fresh.spec = Arc::clone(&known.spec);
+            }
+        }
+    }
+
+    /// The pipeline with this number; `None` when it was dropped.
+    pub fn get(&self, id: i32) -> Option<&Active> {
+        self.rows.iter().find(|pipeline| pipeline.id == id)
     }
 
     /// Those to take documents for now.
-    pub fn ready(&self) -> impl Iterator<Item = &Arc<Active>> {
+    pub fn ready(&self) -> impl Iterator<Item = &Active> {
         self.rows
             .iter()
             .filter(|p| !p.paused && p.blocked_for.is_none_or(|wait| wait.is_zero()))

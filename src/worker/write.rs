@@ -1,38 +1,27 @@
-//! Writing: what came back from the engine becomes chunks, retries or failures, all of a batch in one transaction.
+//! Writing: a batch of finished documents of one pipeline becomes chunks, retries or failures, in one transaction.
 //!
-//! A document is written only while its queue row still carries the token of this worker's claim. A row that somebody
-//! else has locked is being changed just now: the answer is kept and tried again a moment later, outside any transaction.
+//! A document is written only while its queue row still carries the token of this worker's claim. Rows that somebody else
+//! has locked are being changed just now and are left alone.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
 
-use embedder::{EmbedError, ErrorClass};
+use embedder::EmbedError;
 use engine::{EmbeddedChunk, Outcome};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::api::documents::archiving;
-use crate::errors::OrRaise;
+use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
-use crate::shmem::{self, Shared};
 use crate::worker::claim::{Claim, Claims};
 use crate::worker::pipelines::Active;
-use crate::worker::transaction::{SqlError, run, transaction};
+use crate::worker::transaction::{run, transaction};
 
-/// Chunks written by one transaction at most; a larger document is written alone.
-const MAX_CHUNKS: usize = 4096;
+/// Rows of one INSERT at most.
+const MAX_ROWS: usize = 4096;
 /// Numbers in one INSERT's vectors at most: 64 MB, far below the largest value that Postgres takes (1 GB).
 const MAX_FLOATS: usize = 16 * 1024 * 1024;
-/// Wait before an answer is written again whose document was locked.
-const LOCKED_WAIT: Duration = Duration::from_millis(50);
-/// Lock timeouts (200 ms each) borne while looking for the document in a batch of 128 whose rows are locked: one for each
-/// halving. More than that, and the target as a whole is locked.
-const LOCK_PATIENCE: u32 = 8;
-/// Wait before a pipeline is written again whose target was locked.
-const STUCK_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait before a document's next attempt.
 const LONGEST_RETRY_WAIT: f64 = 60.0;
 /// First and longest wait before a blocked pipeline is tried again by itself, in seconds.
@@ -40,234 +29,55 @@ const BLOCKED_WAIT: (f64, f64) = (10.0, 600.0);
 /// Characters kept of a message.
 const MAX_MESSAGE: usize = 1000;
 
-/// Settles documents, and remembers those that had to wait.
-pub struct Writer {
-    shared: &'static Shared,
-    database: pg_sys::Oid,
-    postponed: Vec<Outcome>,
-    stuck: BTreeSet<i32>,
-    not_before: Instant,
-    random: RandomState,
-}
-
-/// What a transaction did with the documents given to it.
+/// What a transaction did with the documents given to it. One that is in neither list was not this worker's any more.
 #[derive(Default)]
-struct Settled {
-    /// Ended, one way or another; also those whose claim was void.
-    ended: Vec<u64>,
+pub struct Settled {
+    /// Ended, one way or another.
+    pub ended: Vec<u64>,
     /// Locked by somebody else.
-    locked: Vec<u64>,
+    pub locked: Vec<u64>,
+    /// Whether the pipeline was blocked.
+    pub blocked: bool,
 }
 
-impl Writer {
-    /// Nothing postponed.
-    pub fn new(shared: &'static Shared, database: pg_sys::Oid) -> Self {
-        Self {
-            shared,
-            database,
-            postponed: Vec::new(),
-            stuck: BTreeSet::new(),
-            not_before: Instant::now(),
-            random: RandomState::new(),
-        }
-    }
-
-    /// How long until postponed answers are due.
-    pub fn next_attempt(&self) -> Option<Duration> {
-        (!self.postponed.is_empty())
-            .then(|| self.not_before.saturating_duration_since(Instant::now()))
-    }
-
-    /// Pipelines whose answers wait for a lock: taking more of their documents would fill the engine with them.
-    pub fn stuck_pipelines(&self) -> Vec<i32> {
-        self.stuck.iter().copied().collect()
-    }
-
-    /// Writes finished documents, with those postponed and due, each pipeline for itself. A pipeline whose target is
-    /// locked is tried again later. An error says that something else is wrong; no outcome is lost.
-    pub fn settle(&mut self, finished: Vec<Outcome>, claims: &mut Claims) -> Result<(), SqlError> {
-        let mut outcomes = finished;
-        outcomes.extend(claims.take_refused());
-        if self.not_before <= Instant::now() {
-            outcomes.append(&mut self.postponed);
-            self.stuck.clear();
-        }
-        let mut by_pipeline: BTreeMap<i32, Vec<Outcome>> = BTreeMap::new();
-        for outcome in outcomes {
-            let pipeline = claims
-                .get(outcome.ticket())
-                .map_or(0, |claim| claim.pipeline.id);
-            by_pipeline.entry(pipeline).or_default().push(outcome);
-        }
-        let mut worst = Ok(());
-        for (pipeline, outcomes) in by_pipeline {
-            for batch in batches(outcomes) {
-                if self.stuck.contains(&pipeline) {
-                    self.postpone(batch);
-                    continue;
-                }
-                if let Err(error) = self.settle_batch(batch, claims, &mut { LOCK_PATIENCE }) {
-                    self.stuck.insert(pipeline);
-                    self.not_before = Instant::now() + STUCK_WAIT;
-                    if !error.is_transient() {
-                        worst = Err(error);
-                    }
-                }
-            }
-        }
-        worst
-    }
-
-    fn postpone(&mut self, outcomes: Vec<Outcome>) {
-        self.postponed.extend(outcomes);
-        self.not_before = self.not_before.max(Instant::now() + LOCKED_WAIT);
-    }
-
-    /// Writes a batch of one pipeline. A batch that cannot be written is halved until the document at fault stands alone;
-    /// one whose rows somebody has locked is postponed. Fails with what stood in the way of more documents than `patience`
-    /// allows; those left are postponed.
-    fn settle_batch(
-        &mut self,
-        mut batch: Vec<Outcome>,
-        claims: &mut Claims,
-        patience: &mut u32,
-    ) -> Result<(), SqlError> {
-        let jitter = self.random.hash_one(Instant::now());
-        let error = match transaction(|| write(&batch, claims, jitter)) {
-            Ok(settled) => {
-                let (locked, ended): (Vec<_>, Vec<_>) = batch
-                    .into_iter()
-                    .partition(|outcome| settled.locked.contains(&outcome.ticket()));
-                for outcome in ended {
-                    let claim = claims.remove(outcome.ticket());
-                    if settled.ended.contains(&outcome.ticket()) {
-                        self.count(&outcome, claim.as_ref());
-                    }
-                }
-                if !locked.is_empty() {
-                    self.postpone(locked);
-                }
-                return Ok(());
-            }
-            Err(error) => error,
-        };
-        if error.is_transient() {
-            // Each took a lock_timeout of the main thread's time.
-            let Some(less) = patience.checked_sub(1) else {
-                self.postpone(batch);
-                return Err(error);
-            };
-            *patience = less;
-        }
-        if batch.len() > 1 {
-            let right = batch.split_off(batch.len() / 2);
-            let result = self.settle_batch(batch, claims, patience);
-            if result.is_err() {
-                self.postpone(right);
-                return result;
-            }
-            return self.settle_batch(right, claims, patience);
-        }
-        if error.is_transient() {
-            self.postpone(batch);
-            self.not_before = Instant::now() + STUCK_WAIT;
-            return Ok(());
-        }
-        let refused: Vec<Outcome> = batch
+/// Writes a batch. Inside a transaction; raises on any error.
+pub fn write(batch: &[Outcome], claims: &Claims, pipeline: &Active, jitter: u64) -> Settled {
+    Spi::connect_mut(|client| {
+        let held: Vec<(&Outcome, &Claim)> = batch
             .iter()
-            .filter(|outcome| matches!(outcome, Outcome::Embedded { .. }))
-            .map(|outcome| refused_by_target(outcome.ticket(), claims, &error))
+            .filter_map(|outcome| Some((outcome, claims.get(outcome.ticket())?)))
             .collect();
-        if refused.is_empty() {
-            // Not even the failure could be noted.
-            self.postpone(batch);
-            return Err(error);
+        let mut settled = Settled::default();
+        let held = set_aside_locked_documents(client, pipeline, held, &mut settled)?;
+        let ids: Vec<i64> = held.iter().map(|(_, claim)| claim.document).collect();
+        let ours = tokens(
+            client,
+            "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1) FOR UPDATE SKIP LOCKED",
+            &ids,
+        )?;
+        let stands = |claim: &Claim, rows: &BTreeMap<i64, i64>| rows.get(&claim.document) == Some(&claim.token);
+        let (documents, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|(_, claim)| stands(claim, &ours));
+        if !others.is_empty() {
+            let ids: Vec<i64> = others.iter().map(|(_, claim)| claim.document).collect();
+            let present = tokens(
+                client,
+                "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1)",
+                &ids,
+            )?;
+            let locked = others.iter().filter(|(_, claim)| stands(claim, &present));
+            settled.locked.extend(locked.map(|(outcome, _)| outcome.ticket()));
         }
-        self.settle_batch(refused, claims, patience)
-    }
-
-    fn count(&self, outcome: &Outcome, claim: Option<&Claim>) {
-        let Some(claim) = claim else { return };
-        let (documents, tokens) = match outcome {
-            Outcome::Embedded { chunks, .. } => {
-                (1, chunks.iter().map(|chunk| chunk.tokens).sum::<usize>())
-            }
-            Outcome::Failed { .. } => (0, 0),
-            Outcome::Unusable { .. } => return,
-        };
-        self.shared.count_done(
-            self.database,
-            claim.pipeline.id,
-            shmem::unix_now(),
-            documents,
-            tokens as u32,
-            claim.bytes as u32,
-        );
-    }
-}
-
-/// Cuts a list so that no transaction writes too many chunks.
-fn batches(outcomes: Vec<Outcome>) -> Vec<Vec<Outcome>> {
-    let mut batches: Vec<Vec<Outcome>> = Vec::new();
-    let mut room = 0;
-    for outcome in outcomes {
-        let chunks = match &outcome {
-            Outcome::Embedded { chunks, .. } => chunks.len(),
-            _ => 1,
-        };
-        match batches.last_mut() {
-            Some(last) if chunks <= room => {
-                room -= chunks;
-                last.push(outcome);
-            }
-            _ => {
-                room = MAX_CHUNKS.saturating_sub(chunks);
-                batches.push(vec![outcome]);
-            }
+        if !documents.is_empty() {
+            settled.ended.extend(documents.iter().map(|(outcome, _)| outcome.ticket()));
+            settled.blocked = write_documents(client, pipeline, &documents, jitter)?;
         }
-    }
-    batches
-}
-
-/// What an error while writing a document's chunks says: that the pipeline cannot go on until somebody acts (its target is
-/// gone, forbidden or full), or that the rows of this document are refused, by a constraint or a trigger.
-fn refused_by_target(ticket: u64, claims: &Claims, error: &SqlError) -> Outcome {
-    use PgSqlErrorCode as C;
-    let everybody = match error.code {
-        C::ERRCODE_READ_ONLY_SQL_TRANSACTION
-        | C::ERRCODE_INSUFFICIENT_RESOURCES
-        | C::ERRCODE_DISK_FULL
-        | C::ERRCODE_OUT_OF_MEMORY
-        | C::ERRCODE_TOO_MANY_CONNECTIONS
-        | C::ERRCODE_CONNECTION_FAILURE
-        | C::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION
-        | C::ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION
-        | C::ERRCODE_IO_ERROR => true,
-        // A trigger raises these for one document, a target that is no more for all.
-        C::ERRCODE_UNDEFINED_TABLE
-        | C::ERRCODE_UNDEFINED_COLUMN
-        | C::ERRCODE_UNDEFINED_OBJECT
-        | C::ERRCODE_DATATYPE_MISMATCH
-        | C::ERRCODE_INSUFFICIENT_PRIVILEGE => claims
-            .get(ticket)
-            .is_none_or(|claim| !accepts_nothing(&claim.pipeline)),
-        _ => false,
-    };
-    let message = format!("the target table refused the chunks: {error}");
-    let error = EmbedError::new(ErrorClass::Internal, message);
-    if everybody {
-        let error = EmbedError {
-            model_unusable: true,
-            ..error
-        };
-        Outcome::Unusable { ticket, error }
-    } else {
-        Outcome::Failed { ticket, error }
-    }
+        Ok::<_, pgrx::spi::Error>(settled)
+    })
+    .or_raise()
 }
 
 /// Whether a pipeline's target takes a DELETE and an INSERT of no rows: it is there, with its columns, and its owner may.
-fn accepts_nothing(pipeline: &Active) -> bool {
+pub fn accepts_nothing(pipeline: &Active) -> bool {
     let Ok(target) = &pipeline.target else {
         return false;
     };
@@ -287,64 +97,20 @@ fn accepts_nothing(pipeline: &Active) -> bool {
     .is_ok()
 }
 
-/// Writes a batch. Inside a transaction; raises on any error.
-fn write(batch: &[Outcome], claims: &Claims, jitter: u64) -> Settled {
-    Spi::connect_mut(|client| {
-        let held: Vec<(&Outcome, &Claim)> = batch
-            .iter()
-            .filter_map(|outcome| Some((outcome, claims.get(outcome.ticket())?)))
-            .collect();
-        let mut settled = Settled::default();
-        let held = set_aside_locked_documents(client, held, &mut settled)?;
-        let ids: Vec<i64> = held.iter().map(|(_, claim)| claim.document).collect();
-        let ours = tokens(
-            client,
-            "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1) FOR UPDATE SKIP LOCKED",
-            &ids,
-        )?;
-        let valid = |claim: &Claim, rows: &BTreeMap<i64, i64>| rows.get(&claim.document) == Some(&claim.token);
-        let missing: Vec<i64> = ids.iter().copied().filter(|id| !ours.contains_key(id)).collect();
-        let locked = if missing.is_empty() {
-            BTreeMap::new()
-        } else {
-            tokens(
-                client,
-                "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1)",
-                &missing,
-            )?
-        };
-        let mut by_pipeline: BTreeMap<i32, Vec<(&Outcome, &Claim)>> = BTreeMap::new();
-        for (outcome, claim) in held {
-            if valid(claim, &ours) {
-                by_pipeline.entry(claim.pipeline.id).or_default().push((outcome, claim));
-                settled.ended.push(outcome.ticket());
-            } else if valid(claim, &locked) {
-                settled.locked.push(outcome.ticket());
-            }
-        }
-        for documents in by_pipeline.values() {
-            write_pipeline(client, documents, jitter)?;
-        }
-        Ok::<_, pgrx::spi::Error>(settled)
-    })
-    .or_raise()
-}
-
 /// Staging rows that are deleted on success are locked before their queue rows, in the order in which users' statements
 /// lock them: the other way round would be a deadlock. A row that somebody else has locked is set aside.
 fn set_aside_locked_documents<'a>(
     client: &mut SpiClient,
+    pipeline: &Active,
     held: Vec<(&'a Outcome, &'a Claim)>,
     settled: &mut Settled,
 ) -> Result<Vec<(&'a Outcome, &'a Claim)>, pgrx::spi::Error> {
     let ids: Vec<i64> = held
         .iter()
-        .filter(|(outcome, claim)| {
-            claim.pipeline.deletes_documents && matches!(outcome, Outcome::Embedded { .. })
-        })
+        .filter(|(outcome, _)| matches!(outcome, Outcome::Embedded { .. }))
         .map(|(_, claim)| claim.document)
         .collect();
-    if ids.is_empty() {
+    if ids.is_empty() || !pipeline.deletes_documents {
         return Ok(held);
     }
     // Whoever locks the whole table wants queue rows next.
@@ -396,15 +162,13 @@ struct Difference {
     tokens: i64,
 }
 
-fn write_pipeline(
+/// Writes documents whose claims stand; whether the pipeline had to be blocked.
+fn write_documents(
     client: &mut SpiClient,
+    pipeline: &Active,
     documents: &[(&Outcome, &Claim)],
     jitter: u64,
-) -> Result<(), pgrx::spi::Error> {
-    let Some((_, first)) = documents.first() else {
-        return Ok(());
-    };
-    let pipeline = &first.pipeline;
+) -> Result<bool, pgrx::spi::Error> {
     let mut difference = Difference::default();
     let embedded: Vec<(&Claim, &[EmbeddedChunk])> = documents
         .iter()
@@ -421,7 +185,7 @@ fn write_pipeline(
         match outcome {
             Outcome::Embedded { .. } => {}
             Outcome::Failed { error, .. } => {
-                fail(client, claim, error, jitter, &mut difference)?;
+                fail(client, pipeline, claim, error, jitter, &mut difference)?;
             }
             Outcome::Unusable { error, .. } => {
                 run(
@@ -450,20 +214,18 @@ fn write_pipeline(
             difference.tokens.into(),
         ],
     )?;
-    Ok(())
+    Ok(unusable.is_some())
 }
 
 fn write_embedded(
     client: &mut SpiClient,
-    pipeline: &Arc<Active>,
+    pipeline: &Active,
     documents: &[(&Claim, &[EmbeddedChunk])],
     difference: &mut Difference,
 ) -> Result<(), pgrx::spi::Error> {
     let target = match &pipeline.target {
         Ok(target) => target,
-        Err(problem) => {
-            crate::errors::UserError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, problem).raise()
-        }
+        Err(problem) => UserError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, problem).raise(),
     };
     // Deferred constraints and triggers of the target fire with each statement, as its owner, not at the worker's commit.
     run(client, "SET CONSTRAINTS ALL IMMEDIATE", &[])?;
@@ -551,7 +313,7 @@ fn insert_chunks(
                 .map(move |(no, chunk)| (*claim, no, chunk))
         })
         .collect();
-    for part in rows.chunks((MAX_FLOATS / dimensions.max(1)).clamp(1, MAX_CHUNKS)) {
+    for part in rows.chunks((MAX_FLOATS / dimensions.max(1)).clamp(1, MAX_ROWS)) {
         let floats: Vec<f32> = part
             .iter()
             .flat_map(|(_, _, chunk)| chunk.embedding.iter().copied())
@@ -613,6 +375,7 @@ fn float_array(floats: &[f32]) -> DatumWithOid<'static> {
 /// One more attempt, or a failure row.
 fn fail(
     client: &mut SpiClient,
+    pipeline: &Active,
     claim: &Claim,
     error: &EmbedError,
     jitter: u64,
@@ -620,7 +383,7 @@ fn fail(
 ) -> Result<(), pgrx::spi::Error> {
     let id = claim.document;
     let attempts = claim.attempts + 1;
-    if error.retryable() && attempts < claim.pipeline.max_attempts {
+    if error.retryable() && attempts < pipeline.max_attempts {
         let wait = retry_wait(attempts, jitter ^ id as u64);
         run(
             client,
@@ -645,7 +408,7 @@ fn fail(
                  http_status = EXCLUDED.http_status, message = EXCLUDED.message,
                  attempts = f.attempts + EXCLUDED.attempts, last_failed_at = clock_timestamp(), retryable = EXCLUDED.retryable",
         &[
-            claim.pipeline.name.as_str().into(),
+            pipeline.name.as_str().into(),
             id.into(),
             claim.key.as_str().into(),
             error.class.as_str().into(),
@@ -679,18 +442,27 @@ fn block(
         None => error.message.clone(),
     };
     let message = clean(&message);
-    warning!(
-        "pg_ingest: pipeline {:?} is blocked: {message}",
-        pipeline.name
-    );
-    run(
+    // Documents that were in flight together end together: that is one block, not many.
+    let blocked = run(
         client,
         "UPDATE ingest.pipeline
          SET blocked_error = $2, blocked_times = blocked_times + 1,
              blocked_until = clock_timestamp() + make_interval(secs => least($3 * 2.0 ^ least(blocked_times, 10), $4))
-         WHERE pipeline_id = $1",
-        &[pipeline.id.into(), message.into(), BLOCKED_WAIT.0.into(), BLOCKED_WAIT.1.into()],
+         WHERE pipeline_id = $1 AND (blocked_until IS NULL OR blocked_until <= clock_timestamp())
+         RETURNING pipeline_id",
+        &[
+            pipeline.id.into(),
+            message.as_str().into(),
+            BLOCKED_WAIT.0.into(),
+            BLOCKED_WAIT.1.into(),
+        ],
     )?;
+    if !blocked.is_empty() {
+        warning!(
+            "pg_ingest: pipeline {:?} is blocked: {message}",
+            pipeline.name
+        );
+    }
     Ok(())
 }
 
