@@ -5,4 +5,5 @@ mod files;
 pub mod pipelines;
 mod queries;
 mod status;
+pub mod targets;
 mod text;

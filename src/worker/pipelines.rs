@@ -8,7 +8,7 @@ use chunker::{SplitOptions, Splitter};
 use pgrx::prelude::*;
 use pgrx::spi::quote_qualified_identifier;
 
-use crate::api::pipelines::{MAX_VECTOR_DIMENSIONS, create_index};
+use crate::api::targets::{create_index, vector_type};
 use crate::errors::OrRaise;
 use crate::owner::ActingAs;
 use crate::worker::transaction::{SqlError, run, transaction};
@@ -132,7 +132,7 @@ pub fn load() -> Vec<Active> {
                 (Some(schema), Some(relation)) => Ok(quote_qualified_identifier(schema, relation)),
                 _ => Err("the target table was dropped".to_owned()),
             };
-            let kind = if dimensions > MAX_VECTOR_DIMENSIONS { "halfvec" } else { "vector" };
+            let kind = vector_type(dimensions);
             let blocked_for = flag("blocked")?.then_some(
                 row["blocked_seconds"]
                     .value::<f64>()?
