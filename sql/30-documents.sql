@@ -158,10 +158,10 @@ BEGIN
         FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
         WHERE n.content IS DISTINCT FROM o.content AND n.pipeline = o.pipeline AND n.key = o.key
     ), before AS (
-        SELECT q.document_id, q.bytes FROM ingest.queue q JOIN changed c ON c.id = q.document_id
+        SELECT q.document_id, q.bytes FROM ingest.queue q JOIN changed c ON c.id = q.document_id FOR UPDATE OF q
     ), queued AS (
         INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes)
-        SELECT id, pipeline_id, bytes FROM changed
+        SELECT c.id, c.pipeline_id, c.bytes FROM changed c LEFT JOIN before b ON b.document_id = c.id
         ON CONFLICT (document_id) DO UPDATE
             SET bytes = EXCLUDED.bytes, attempts = 0, claimed_by = NULL, claim_token = NULL, retry_at = NULL
         RETURNING q.document_id, q.pipeline_id, q.bytes, (q.xmax = 0) AS is_new
