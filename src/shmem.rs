@@ -73,6 +73,22 @@ pub struct WorkerSlot {
     pub started_at: AtomicI64,
     /// Set by whoever wants it gone.
     pub leave: AtomicBool,
+    /// Counts up with every wake, see [`WorkerSlot::wakes`].
+    wakes: AtomicU32,
+}
+
+impl WorkerSlot {
+    /// How often it was woken. The latch alone is not enough: Postgres's own waits in the middle of a transaction (for a
+    /// lock, for another process's read of a page) reset it, and what it was set for would be forgotten. Whoever is about
+    /// to sleep compares this with what it was before the work.
+    pub fn wakes(&self) -> u32 {
+        self.wakes.load(Ordering::SeqCst)
+    }
+
+    fn wake(&self) {
+        self.wakes.fetch_add(1, Ordering::SeqCst);
+        set_latch(&self.latch);
+    }
 }
 
 struct RateSlot {
@@ -92,6 +108,7 @@ struct RateSecond {
 /// All of it.
 pub struct Shared {
     launcher_latch: AtomicUsize,
+    launcher_wakes: AtomicU32,
     look_at_all: AtomicBool,
     look_at: [AtomicU32; MAX_REQUESTS],
     /// Database in the upper half, the process that keeps workers away in the lower.
@@ -106,6 +123,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             launcher_latch: AtomicUsize::new(0),
+            launcher_wakes: AtomicU32::new(0),
             look_at_all: AtomicBool::new(true),
             look_at: [const { AtomicU32::new(0) }; MAX_REQUESTS],
             leaving: [const { AtomicU64::new(0) }; MAX_LEAVING],
@@ -176,7 +194,13 @@ impl Shared {
 
     /// Wakes the launcher.
     pub fn wake_launcher(&self) {
+        self.launcher_wakes.fetch_add(1, Ordering::SeqCst);
         set_latch(&self.launcher_latch);
+    }
+
+    /// How often the launcher was woken; see [`WorkerSlot::wakes`].
+    pub fn launcher_wakes(&self) -> u32 {
+        self.launcher_wakes.load(Ordering::SeqCst)
     }
 
     /// Asks the launcher to see whether this database wants a worker.
@@ -240,7 +264,7 @@ impl Shared {
         for (_, slot) in self.workers_of(database) {
             if slot.number.load(Ordering::Relaxed) >= most {
                 slot.leave.store(true, Ordering::SeqCst);
-                set_latch(&slot.latch);
+                slot.wake();
             }
         }
     }
@@ -301,7 +325,7 @@ impl Shared {
     pub fn wake_workers(&self, database: pg_sys::Oid) -> bool {
         let mut any = false;
         for (_, slot) in self.workers_of(database) {
-            set_latch(&slot.latch);
+            slot.wake();
             any |= !slot.leave.load(Ordering::SeqCst)
                 && slot.state.load(Ordering::SeqCst) != WorkerState::Starting as u8;
         }
@@ -321,7 +345,7 @@ impl Shared {
         }
         for (_, slot) in self.workers_of(database) {
             slot.leave.store(true, Ordering::SeqCst);
-            set_latch(&slot.latch);
+            slot.wake();
         }
     }
 

@@ -70,6 +70,7 @@ pub extern "C-unwind" fn pg_ingest_launcher_main(_argument: pg_sys::Datum) {
     let mut databases: HashMap<pg_sys::Oid, Database> = HashMap::new();
     let mut look_at_all = true;
     loop {
+        let wakes = shared.launcher_wakes();
         let reloaded = super::main_loop::reload_settings();
         // Reports before requests: whoever asked after a report is asking for good.
         for absent in shared.take_absent() {
@@ -90,10 +91,9 @@ pub extern "C-unwind" fn pg_ingest_launcher_main(_argument: pg_sys::Datum) {
             }
         }
         let next = supervise(shared, &mut databases);
-        super::main_loop::wait(
-            -1,
-            next.map(|at| at.saturating_duration_since(Instant::now())),
-        );
+        let pause = next.map(|at| at.saturating_duration_since(Instant::now()));
+        let woken = shared.launcher_wakes() != wakes;
+        super::main_loop::wait(-1, if woken { Some(Duration::ZERO) } else { pause });
     }
 }
 

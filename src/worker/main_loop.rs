@@ -250,7 +250,9 @@ impl Worker {
     }
 
     fn run(&mut self) {
+        let slot = &self.shared.workers[self.slot];
         loop {
+            let wakes = slot.wakes();
             if reload_settings() && self.number == 0 {
                 // Workers that are configured no more may have left something.
                 self.unreleased = true;
@@ -274,7 +276,12 @@ impl Worker {
                     } else {
                         c"embedding"
                     });
-                    wait(self.bell.0, timeout);
+                    // Woken in the middle of the turn, after it had looked.
+                    let woken = slot.wakes() != wakes;
+                    wait(
+                        self.bell.0,
+                        if woken { Some(Duration::ZERO) } else { timeout },
+                    );
                     self.bell.silence();
                 }
                 Turn::Leave => break,
