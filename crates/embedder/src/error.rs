@@ -1,6 +1,7 @@
 //! What can go wrong with an embedding, sorted by what is to be done about it.
 
 use std::fmt;
+use std::time::Duration;
 
 /// The class of a failure. It decides whether and when another try is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,7 +74,7 @@ impl fmt::Display for ErrorClass {
     }
 }
 
-/// A failed embedding. Holds no key and no document.
+/// A failed embedding. Holds no key, and no document beyond what a provider chose to quote of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct EmbedError {
@@ -87,6 +88,10 @@ pub struct EmbedError {
     pub hint: Option<String>,
     /// The model itself cannot be used: the failure says nothing about the document.
     pub model_unusable: bool,
+    /// How long the provider asks to wait before the next request; a day at most.
+    pub retry_after: Option<Duration>,
+    /// The provider's name for the request, for its support.
+    pub request_id: Option<String>,
 }
 
 impl EmbedError {
@@ -98,6 +103,8 @@ impl EmbedError {
             message: message.into(),
             hint: None,
             model_unusable: false,
+            retry_after: None,
+            request_id: None,
         }
     }
 
@@ -131,6 +138,12 @@ impl EmbedError {
     pub fn retryable(&self) -> bool {
         self.class.retryable() && !self.model_unusable
     }
+
+    /// Whether every request of the pipeline meets this until a person helps: a refused key, a spent quota, a model that
+    /// cannot be used. Such a failure says nothing about a document and costs it no attempt.
+    pub fn blocks_pipeline(&self) -> bool {
+        self.model_unusable || matches!(self.class, ErrorClass::Auth | ErrorClass::QuotaExhausted)
+    }
 }
 
 #[cfg(test)]
@@ -160,5 +173,18 @@ mod tests {
             assert!(!class.retryable(), "{class}");
         }
         assert!(!EmbedError::model_unusable("model.onnx is missing").retryable());
+    }
+
+    #[test]
+    fn only_what_every_document_would_meet_blocks_a_pipeline() {
+        for class in ErrorClass::ALL {
+            let blocks = matches!(class, ErrorClass::Auth | ErrorClass::QuotaExhausted);
+            assert_eq!(
+                EmbedError::new(class, "").blocks_pipeline(),
+                blocks,
+                "{class}"
+            );
+        }
+        assert!(EmbedError::model_unusable("model.onnx is missing").blocks_pipeline());
     }
 }
