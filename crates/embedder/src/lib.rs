@@ -5,8 +5,11 @@
 
 pub mod catalogue;
 mod error;
+pub mod key;
 pub mod local;
 mod model_name;
+mod secret;
 
 pub use error::{EmbedError, ErrorClass};
 pub use model_name::{InvalidModelName, ModelName, Provider};
+pub use secret::{InvalidSecret, Secret, looks_like_key};
