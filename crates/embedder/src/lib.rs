@@ -8,6 +8,7 @@ mod error;
 pub mod key;
 pub mod local;
 mod model_name;
+pub mod presets;
 mod secret;
 
 pub use error::{EmbedError, ErrorClass};
