@@ -1,16 +1,21 @@
-//! What is known about embedding models, and the local one: text in, vectors out.
+//! Embedding models, remote and local: text in, vectors out.
 //!
 //! The way through: a pipeline names its model ([`ModelName`], `model_name`); the [`catalogue`] says what holds for that
-//! model; [`local`] runs one in this process; whatever goes wrong is an [`EmbedError`] (`error`).
+//! model; [`remote`] calls one behind an API, [`local`] runs one in this process; whatever goes wrong is an
+//! [`EmbedError`] (`error`). Around the remote ones: [`key`] says where a key is kept, [`Secret`] (`secret`) keeps it out
+//! of sight, [`AllowedHosts`] (`hosts`) says where requests may go, [`presets`] what providers' limits are.
 
 pub mod catalogue;
 mod error;
+mod hosts;
 pub mod key;
 pub mod local;
 mod model_name;
 pub mod presets;
+pub mod remote;
 mod secret;
 
 pub use error::{EmbedError, ErrorClass};
+pub use hosts::{AllowedHosts, InvalidHost};
 pub use model_name::{InvalidModelName, ModelName, Provider};
 pub use secret::{InvalidSecret, Secret, looks_like_key};
