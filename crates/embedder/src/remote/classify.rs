@@ -233,8 +233,8 @@ pub(super) fn error(
         400 | 422 if says(&NO_MODEL) => (ErrorClass::InvalidRequest, true, Some(HINT_MISSING)),
         // Gemini calls a wrong key a wrong argument.
         400 if text.contains("api key not valid") => (ErrorClass::Auth, false, Some(HINT_KEY)),
-        // text-embeddings-inference: its backend failed. 425: the server asks to come again.
-        424 | 425 | 500.. => (ErrorClass::Unavailable, false, None),
+        // The moment is wrong, not the request: a lock, a failed backend (text-embeddings-inference), "too early".
+        409 | 423..=425 | 500.. => (ErrorClass::Unavailable, false, None),
         _ => (ErrorClass::InvalidRequest, false, None),
     };
     let words = clean(&refusal.words, key);
@@ -486,6 +486,7 @@ mod tests {
             ),
             (408, "", C::Timeout),
             (504, "", C::Unavailable),
+            (409, "", C::Unavailable),
             (418, "", C::InvalidRequest),
         ];
         for (status, body, class) in cases {

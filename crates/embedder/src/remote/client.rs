@@ -28,8 +28,9 @@ const PROBE: Duration = Duration::from_secs(20);
 /// A client for all endpoints, which shares connections among them. Cheap to clone; clones share the connections.
 ///
 /// It follows no redirect and uses no proxy, whatever the server's environment says: requests, and the keys with them, go
-/// to the host that was allowed and nowhere else. Certificates are checked against the system's trust roots; where the
-/// system has none, against Mozilla's, as of when this was built. It needs a tokio runtime with time and I/O to run in.
+/// to the host that was allowed and nowhere else. Certificates are checked against the system's trust roots, or those
+/// that `SSL_CERT_FILE` and `SSL_CERT_DIR` of the server's environment name; where there are none, against Mozilla's, as of
+/// when this was built. It needs a tokio runtime with time and I/O to run in.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
