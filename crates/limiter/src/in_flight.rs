@@ -1,0 +1,138 @@
+//! Requests in flight of one pipeline.
+
+use std::sync::atomic::AtomicU32;
+
+use crate::ORDER;
+
+/// Worker processes of one database, at most.
+pub const MAX_WORKERS: usize = 64;
+
+/// Counts the requests that one pipeline has in flight, over all processes that share it. All-zero bytes are none.
+#[repr(C)]
+#[derive(Debug)]
+pub struct InFlight {
+    total: AtomicU32,
+    workers: [AtomicU32; MAX_WORKERS],
+}
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl InFlight {
+    /// None in flight.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            total: AtomicU32::new(0),
+            workers: [const { AtomicU32::new(0) }; MAX_WORKERS],
+        }
+    }
+
+    /// Counts a request of `worker` in, unless `most` are in flight. Always false for a worker beyond [`MAX_WORKERS`].
+    #[must_use]
+    pub fn try_begin(&self, worker: usize, most: u32) -> bool {
+        let Some(own) = self.workers.get(worker) else {
+            return false;
+        };
+        // The worker's count comes first: should the process end in between, one request too many is given back for it,
+        // which ends with the next idle moment; the other way round one too few would be missing for ever.
+        own.fetch_add(1, ORDER);
+        let begun = self
+            .total
+            .fetch_update(ORDER, ORDER, |total| (total < most).then(|| total + 1))
+            .is_ok();
+        if !begun {
+            subtract(own, 1);
+        }
+        begun
+    }
+
+    /// Counts a request of `worker` out. Without effect when [`Self::release_worker`] has done so.
+    pub fn end(&self, worker: usize) {
+        if let Some(own) = self.workers.get(worker)
+            && subtract(own, 1) == 1
+        {
+            subtract(&self.total, 1);
+        }
+    }
+
+    /// Counts out all requests of a worker: its process has ended.
+    pub fn release_worker(&self, worker: usize) {
+        if let Some(own) = self.workers.get(worker) {
+            subtract(&self.total, own.swap(0, ORDER));
+        }
+    }
+
+    /// How many are in flight.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.total.load(ORDER)
+    }
+
+    /// Forgets all of them, for the use by another pipeline.
+    pub fn clear(&self) {
+        for count in self.workers.iter().chain([&self.total]) {
+            count.store(0, ORDER);
+        }
+    }
+}
+
+/// Takes up to `n` off and returns how many.
+fn subtract(count: &AtomicU32, n: u32) -> u32 {
+    let had = count.fetch_update(ORDER, ORDER, |count| Some(count.saturating_sub(n)));
+    had.unwrap_or_else(|had| had).min(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_more_than_the_most_are_in_flight_over_all_workers() {
+        let flight = InFlight::new();
+        assert!(flight.try_begin(0, 2) && flight.try_begin(63, 2));
+        assert!(!flight.try_begin(0, 2) && !flight.try_begin(5, 2));
+        flight.end(63);
+        assert!(flight.try_begin(5, 2));
+        assert_eq!(flight.count(), 2);
+        assert!(!flight.try_begin(MAX_WORKERS, 100) && !flight.try_begin(0, 0));
+    }
+
+    #[test]
+    fn a_worker_that_ended_gives_back_its_own_and_only_once() {
+        let flight = InFlight::default();
+        assert!((0..3).all(|_| flight.try_begin(1, 10)) && flight.try_begin(2, 10));
+        flight.release_worker(1);
+        assert_eq!(flight.count(), 1);
+        flight.end(1);
+        flight.release_worker(1);
+        assert_eq!(flight.count(), 1);
+        flight.end(2);
+        flight.end(2);
+        flight.end(MAX_WORKERS);
+        flight.release_worker(MAX_WORKERS);
+        assert_eq!(flight.count(), 0);
+    }
+
+    #[test]
+    fn threads_do_not_lose_count() {
+        let flight = InFlight::new();
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let flight = &flight;
+                scope.spawn(move || {
+                    for _ in 0..20_000 {
+                        if flight.try_begin(worker, 3) {
+                            assert!(flight.count() <= 3);
+                            flight.end(worker);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(flight.count(), 0);
+    }
+}
