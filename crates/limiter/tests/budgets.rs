@@ -336,7 +336,7 @@ fn a_server_lowers_the_target_and_lifts_it_up_to_ours_again() {
         (target(), limit.targets().tokens_per_minute),
         (Some(50), None)
     );
-    limit.server_limits(at(2), None, None);
+    limit.server_limits(at(2), Some(0), None);
     assert_eq!(target(), Some(50));
     limit.server_limits(at(3), Some(9_999), Some(600));
     assert_eq!(
@@ -413,6 +413,44 @@ fn a_days_totals_are_restored_on_the_same_day_only() {
     assert_eq!(limit.day(at(1)), (6, 950));
     assert!(limit.admit(at(1), claimant(1), 51).is_err());
     assert!(limit.admit(at(1), claimant(1), 50).is_ok());
+}
+
+#[test]
+fn an_answer_that_comes_late_refunds_what_is_still_owed_and_no_more() {
+    let limit = limit(at(0), &minute_budget(None, Some(60_000)));
+    limit.admit(at(10 * SECOND), claimant(1), 10_000).unwrap();
+    limit.settle(at(12 * SECOND), 10_000, 5_000);
+    assert!(limit.admit(at(14 * SECOND), claimant(1), 1_000).is_err());
+    assert_eq!(limit.admit(at(16 * SECOND), claimant(1), 1_000), Ok(()));
+    // Nothing is owed any more: the refund is nobody's, and the next request pays in full.
+    limit.settle(at(18 * SECOND), 10_000, 0);
+    assert_eq!(limit.admit(at(18 * SECOND), claimant(1), 1_000), Ok(()));
+    assert!(
+        limit
+            .admit(at(19 * SECOND - MILLISECOND), claimant(1), 1)
+            .is_err()
+    );
+    // A refund greater than the debt leaves no credit, not even as much as makes good a late waking.
+    let now = 50 * SECOND;
+    limit.admit(at(now), claimant(1), 10).unwrap();
+    limit.settle(at(now), 30, 0);
+    limit.admit(at(now), claimant(1), 1_000).unwrap();
+    let early = now + SECOND - 5 * MILLISECOND;
+    assert!(limit.admit(at(early), claimant(1), 1).is_err());
+}
+
+#[test]
+fn what_took_more_than_was_thought_is_owed() {
+    let limit = limit(at(0), &minute_budget(None, Some(60_000)));
+    limit.admit(at(10 * SECOND), claimant(1), 1_000).unwrap();
+    limit.settle(at(30 * SECOND), 1_000, 11_000);
+    assert!(
+        limit
+            .admit(at(40 * SECOND - MILLISECOND), claimant(1), 1)
+            .is_err()
+    );
+    assert_eq!(limit.admit(at(41 * SECOND), claimant(1), 1), Ok(()));
+    assert_eq!(limit.day(at(41 * SECOND)), (2, 11_001));
 }
 
 #[test]

@@ -94,6 +94,23 @@ fn a_raised_budget_does_not_shorten_a_cool_down() {
 }
 
 #[test]
+fn a_lowered_budget_does_not_lengthen_a_cool_down() {
+    let limit = limit(at(0), &minute_budget(Some(60_000), None));
+    limit.rate_limited(at(SECOND), Some(Duration::from_secs(30)), 0.0);
+    limit.configure(at(2 * SECOND), &minute_budget(Some(60), None));
+    assert_eq!(limit.admit(at(31 * SECOND), claimant(1), 1), Ok(()));
+}
+
+#[test]
+fn debt_from_before_a_cool_down_is_paid_by_its_end() {
+    let limit = limit(at(0), &minute_budget(None, Some(60_000)));
+    limit.admit(at(SECOND), claimant(1), 50_000).unwrap();
+    limit.rate_limited(at(2 * SECOND), Some(Duration::from_secs(10)), 0.0);
+    assert!(limit.admit(at(13 * SECOND), claimant(1), 1).is_err());
+    assert!(limit.admit(at(52 * SECOND), claimant(1), 1).is_ok());
+}
+
+#[test]
 fn after_a_cool_down_there_is_no_burst() {
     let limit = limit(at(0), &minute_budget(Some(600), Some(60_000)));
     let threads = Thread::greedy(1, 100).times(40);

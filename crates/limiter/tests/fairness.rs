@@ -27,7 +27,7 @@ fn assert_equal(shares: &[f64], within: f64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
     fn pipelines_that_wait_get_equal_shares_whatever_their_requests_and_threads(
@@ -39,7 +39,10 @@ proptest! {
             .iter()
             .zip(1..)
             .flat_map(|(&(tokens, threads, round_trip), key)| {
+                // Enough of them that one waits always: twice what the whole budget keeps busy.
+                let busy = 2 * 4_000_000 * (round_trip + 1) / (tokens * 60_000);
                 let round_trip = round_trip * MILLISECOND;
+                let threads = threads.max(busy as usize);
                 Thread { round_trip, ..Thread::greedy(key, tokens) }.times(threads)
             })
             .collect();
