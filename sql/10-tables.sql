@@ -8,7 +8,9 @@ CREATE TABLE ingest.pipeline (
     model         text        NOT NULL,
     dimensions    int         NOT NULL CHECK (dimensions > 0),
     base_url      text,
+    trusted       boolean     NOT NULL DEFAULT false,
     api_key       text,
+    request       jsonb,
     target        regclass    NOT NULL UNIQUE,
     layout        text        NOT NULL,
     chunk_tokens  int         NOT NULL CHECK (chunk_tokens > 0),
@@ -27,6 +29,10 @@ CREATE TABLE ingest.pipeline (
     created_at    timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE ingest.pipeline IS 'Definitions behind the view ingest.pipelines; change them with ingest.alter_pipeline()';
+COMMENT ON COLUMN ingest.pipeline.trusted IS 'whether a superuser has set base_url, so that it may lead anywhere';
+COMMENT ON COLUMN ingest.pipeline.api_key IS 'a reference to a key (env:NAME, file:PATH, vault:NAME), never a key';
+COMMENT ON COLUMN ingest.pipeline.request IS 'extra headers and fields of this pipeline''s requests';
+COMMENT ON COLUMN ingest.pipeline.limits IS 'name of the limit whose budget it uses';
 COMMENT ON COLUMN ingest.pipeline.blocked_error IS 'why the worker takes no documents of this pipeline until somebody acts; null when it does';
 COMMENT ON COLUMN ingest.pipeline.blocked_until IS 'when the worker tries once more by itself';
 
@@ -84,6 +90,28 @@ COMMENT ON TABLE ingest.failures IS 'Documents that could not be embedded, and w
 COMMENT ON COLUMN ingest.failures.error_class IS 'rate_limited, quota_exhausted, auth, invalid_request, too_large, timeout, unavailable, bad_response or internal';
 COMMENT ON COLUMN ingest.failures.retryable IS 'whether the same document may succeed when it is tried again unchanged';
 
+-- Budgets. What is used of them lies in shared memory, for all databases together; the day's totals are kept here too, as
+-- this database's share of them, so that they survive a restart.
+CREATE TABLE ingest.limit_definition (
+    name        text        PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
+    owner       regrole     NOT NULL,
+    rpm         bigint      CHECK (rpm > 0),
+    tpm         bigint      CHECK (tpm > 0),
+    rpd         bigint      CHECK (rpd > 0),
+    tpd         bigint      CHECK (tpd > 0),
+    utilization float8      NOT NULL CHECK (utilization > 0 AND utilization <= 1),
+    created_at  timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE ingest.limit_definition IS 'Limits behind the view ingest.limits; change them with ingest.set_limit()';
+
+CREATE TABLE ingest.limit_day (
+    name     text   PRIMARY KEY,
+    day      date   NOT NULL,
+    requests bigint NOT NULL,
+    tokens   bigint NOT NULL
+) WITH (fillfactor = 50);
+COMMENT ON TABLE ingest.limit_day IS 'What this database sent under each limit on its last day of use (UTC), written about once a second';
+
 -- What progress adds up. Every transaction that changes documents, queue or failures adds one row of differences, so
 -- nobody waits for a counter and every snapshot is exact; the worker folds the rows into counter.
 CREATE TABLE ingest.counter (
@@ -118,5 +146,7 @@ SELECT pg_catalog.pg_extension_config_dump('ingest.documents', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.documents_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.failures', '');
+SELECT pg_catalog.pg_extension_config_dump('ingest.limit_definition', '');
+SELECT pg_catalog.pg_extension_config_dump('ingest.limit_day', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.counter', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.counter_delta', '');

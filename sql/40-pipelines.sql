@@ -2,19 +2,20 @@ CREATE FUNCTION ingest.create_pipeline(
     name text = 'default', model text = 'local/all-MiniLM-L6-v2', dimensions int = NULL, base_url text = NULL,
     api_key text = NULL, target text = NULL, layout text = 'chunks', chunk_tokens int = NULL, chunk_overlap int = NULL,
     splitter text = 'text', limits text = NULL, concurrency int = 10, batch_size int = NULL, max_attempts int = 5,
-    index text = 'deferred', on_success text = 'keep')
+    index text = 'deferred', on_success text = 'keep', request jsonb = NULL)
 RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'create_pipeline_wrapper';
-COMMENT ON FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text)
+COMMENT ON FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb)
     IS 'Defines a pipeline and creates its target table (ingest.<name>_chunks unless target is given)';
 
 CREATE FUNCTION ingest.alter_pipeline(
     name text, model text = NULL, dimensions int = NULL, base_url text = NULL, api_key text = NULL, target text = NULL,
     layout text = NULL, chunk_tokens int = NULL, chunk_overlap int = NULL, splitter text = NULL, limits text = NULL,
-    concurrency int = NULL, batch_size int = NULL, max_attempts int = NULL, index text = NULL, on_success text = NULL)
+    concurrency int = NULL, batch_size int = NULL, max_attempts int = NULL, index text = NULL, on_success text = NULL,
+    request jsonb = NULL)
 RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'alter_pipeline_wrapper';
-COMMENT ON FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text)
+COMMENT ON FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb)
     IS 'Changes what is given of a pipeline, at once. Another way of splitting queues its documents again';
 
 CREATE FUNCTION ingest.drop_pipeline(name text, drop_target boolean = false) RETURNS void
@@ -66,12 +67,16 @@ COMMENT ON FUNCTION ingest.resume(text) IS 'Goes on after pause(), and tries a b
 
 CREATE VIEW ingest.pipelines AS
 SELECT p.name, p.owner, p.model, p.dimensions, p.base_url, p.api_key, p.target, p.layout, p.chunk_tokens, p.chunk_overlap,
-       p.splitter, p.limits, p.concurrency, p.batch_size, p.max_attempts, p.index, p.on_success, p.paused, p.created_at
+       p.splitter, p.limits, p.concurrency, p.batch_size, p.max_attempts, p.index, p.on_success, p.request, p.paused, p.created_at
 FROM ingest.pipeline AS p;
 COMMENT ON VIEW ingest.pipelines IS 'The definitions. api_key is a reference to a key, never a key';
 COMMENT ON COLUMN ingest.pipelines.target IS 'the table that holds the chunks and their vectors';
 COMMENT ON COLUMN ingest.pipelines.chunk_tokens IS 'longest chunk, in tokens of the model';
 COMMENT ON COLUMN ingest.pipelines.chunk_overlap IS 'tokens that neighbouring chunks share at most';
+COMMENT ON COLUMN ingest.pipelines.limits IS 'the limit whose budget it uses: see ingest.limits';
+COMMENT ON COLUMN ingest.pipelines.concurrency IS 'requests in flight at most, over all worker processes';
+COMMENT ON COLUMN ingest.pipelines.batch_size IS 'inputs of a request at most; null for what the model takes';
+COMMENT ON COLUMN ingest.pipelines.request IS 'extra headers and fields of its requests';
 COMMENT ON COLUMN ingest.pipelines.max_attempts IS 'how often a document is tried before it is a failure';
 
 CREATE FUNCTION ingest.progress_bar(fraction float8, width int = 10) RETURNS text
@@ -99,12 +104,14 @@ WITH counted AS (
     FROM ingest.pipeline p JOIN ingest.totals t USING (pipeline_id) LEFT JOIN ingest.claimed_documents() c USING (pipeline_id)
 ), named AS (
     SELECT c.*, c.total - c.queued - c.settled_failed AS done,
-           CASE WHEN c.queued > 0 AND NOT c.paused THEN ingest.worker_problem() END AS problem
-    FROM counted c
+           CASE WHEN c.queued > 0 AND NOT c.paused THEN ingest.worker_problem() END AS problem,
+           b.cooling_down, b.target_tpm, b.target_rpm
+    FROM counted c LEFT JOIN ingest.budget_states() b ON b.name = c.limits OR b.pipeline_id = c.pipeline_id AND c.limits IS NULL
 )
 SELECT n.name AS pipeline,
        CASE WHEN n.paused THEN 'paused'
             WHEN n.blocked_error IS NOT NULL OR n.problem IS NOT NULL THEN 'blocked'
+            WHEN n.queued > 0 AND n.cooling_down IS NOT NULL THEN 'cooling_down'
             WHEN n.queued > 0 THEN 'running'
             ELSE 'idle' END AS state,
        n.total AS documents, n.done AS embedded, n.queued - n.claimed AS pending, n.claimed AS in_flight,
@@ -117,7 +124,11 @@ SELECT n.name AS pipeline,
        CASE WHEN n.queued = 0 THEN interval '0'
             WHEN n.paused OR n.blocked_error IS NOT NULL OR n.problem IS NOT NULL THEN NULL
             WHEN n.queued_bytes > 0 AND r.bytes_per_minute > 0 AND n.queued_bytes / r.bytes_per_minute < 1e7
-            THEN make_interval(secs => ceil(60 * n.queued_bytes / r.bytes_per_minute)) END AS eta,
+            THEN make_interval(secs => ceil(60 * n.queued_bytes / r.bytes_per_minute)) + coalesce(n.cooling_down, interval '0')
+            -- Nothing is done yet: what the budget allows, with four bytes to a token of ordinary text.
+            WHEN n.queued_bytes > 0 AND n.target_tpm > 0 AND n.queued_bytes / 4.0 / n.target_tpm < 1e7
+            THEN make_interval(secs => ceil(60 * n.queued_bytes / 4.0 / n.target_tpm)) + coalesce(n.cooling_down, interval '0')
+            END AS eta,
        ingest.cost_usd(n.model, n.tokens) AS cost_usd,
        coalesce(n.blocked_error, n.problem,
                 (SELECT f.message FROM ingest.failures f WHERE f.pipeline = n.name ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error
@@ -133,7 +144,7 @@ COMMENT ON COLUMN ingest.progress.failed IS 'documents in ingest.failures that a
 COMMENT ON COLUMN ingest.progress.percent IS 'embedded of documents';
 COMMENT ON COLUMN ingest.progress.tokens IS 'tokens of all chunks in the target';
 COMMENT ON COLUMN ingest.progress.documents_per_minute IS 'embedded in the last 60 seconds of work, as a rate';
-COMMENT ON COLUMN ingest.progress.eta IS 'time to embed what is queued, from its bytes and the last minute''s rate; null when unknown';
+COMMENT ON COLUMN ingest.progress.eta IS 'time to embed what is queued: its bytes at the last minute''s rate, before that at what the budget allows; null when unknown';
 COMMENT ON COLUMN ingest.progress.cost_usd IS 'price of tokens by the model catalogue, in US dollars';
 COMMENT ON COLUMN ingest.progress.last_error IS 'why the pipeline is blocked, else the latest failure';
 

@@ -134,6 +134,43 @@ END $$;
 COMMENT ON FUNCTION ingest.stage_files(text, text[], text[], jsonb[], text[]) IS 'Writes a batch of files for load_files()';
 REVOKE ALL ON FUNCTION ingest.stage_files(text, text[], text[], jsonb[], text[]) FROM PUBLIC;
 
+-- Documents that lie evenly in the backlog: the oldest at or after each of so many ids. The ids of a long backlog are
+-- dense enough for that.
+CREATE FUNCTION ingest.sample_backlog(pipeline_id int, most int) RETURNS TABLE (content text)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+    WITH ends AS (
+        SELECT (SELECT q.document_id FROM ingest.queue q
+                WHERE q.pipeline_id = sample_backlog.pipeline_id AND q.claimed_by IS NULL AND q.retry_at IS NULL
+                ORDER BY q.document_id LIMIT 1) AS first,
+               (SELECT q.document_id FROM ingest.queue q
+                WHERE q.pipeline_id = sample_backlog.pipeline_id AND q.claimed_by IS NULL AND q.retry_at IS NULL
+                ORDER BY q.document_id DESC LIMIT 1) AS last,
+               (SELECT t.queued FROM ingest.totals t WHERE t.pipeline_id = sample_backlog.pipeline_id) AS queued
+    ), steps AS (
+        SELECT e.first + (e.last - e.first + 1) * n / sample_backlog.most AS at
+        FROM ends e, generate_series(0, sample_backlog.most - 1) AS n
+        WHERE e.queued > sample_backlog.most
+    ), chosen AS (
+        SELECT (SELECT q.document_id FROM ingest.queue q
+                WHERE q.pipeline_id = sample_backlog.pipeline_id AND q.claimed_by IS NULL AND q.retry_at IS NULL
+                  AND q.document_id >= s.at ORDER BY q.document_id LIMIT 1) AS document_id
+        FROM steps s
+        UNION
+        SELECT q.document_id
+        FROM ends e CROSS JOIN LATERAL (SELECT q.document_id FROM ingest.queue q
+                                        WHERE q.pipeline_id = sample_backlog.pipeline_id LIMIT sample_backlog.most) AS q
+        WHERE e.queued <= sample_backlog.most
+    )
+    SELECT d.content FROM chosen c JOIN ingest.documents d ON d.id = c.document_id
+$$;
+COMMENT ON FUNCTION ingest.sample_backlog(int, int) IS 'Contents of queued documents, all or so many, for estimate()';
+REVOKE ALL ON FUNCTION ingest.sample_backlog(int, int) FROM PUBLIC;
+
+CREATE FUNCTION ingest.estimate(pipeline text = NULL)
+RETURNS TABLE (pipeline text, documents bigint, chunks bigint, tokens bigint, requests bigint, cost_usd numeric, duration interval)
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 5 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'estimate_wrapper';
+COMMENT ON FUNCTION ingest.estimate(text) IS 'What the backlog of your pipelines will cost, and how long their budgets make it take, before it is spent; counted on a sample when it is long';
+
 CREATE FUNCTION ingest.split(input text, pipeline text = 'default') RETURNS TABLE (chunk_no int, content text, tokens int)
 LANGUAGE c STABLE STRICT PARALLEL SAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'split_wrapper';
 COMMENT ON FUNCTION ingest.split(text, text) IS 'The chunks that the worker would cut from the text';
@@ -171,15 +208,27 @@ BEGIN
 
     FOR p IN SELECT * FROM ingest.pipelines ORDER BY name LOOP
         "check" := format('model of %s', p.name);
-        model_error := ingest.model_problem(p.model);
+        model_error := ingest.pipeline_problem(p.name);
         ok := model_error IS NULL; detail := coalesce(model_error, p.model);
-        hint := CASE WHEN NOT ok THEN 'Install the model below pg_ingest.model_dir (make model), then SELECT ingest.resume(' || quote_literal(p.name) || ');' END;
+        hint := CASE WHEN NOT ok THEN
+                    CASE WHEN p.model LIKE 'local/%' THEN 'Install the model below pg_ingest.model_dir (make model)'
+                         ELSE 'Put it right here or with ingest.alter_pipeline()' END
+                    || ', then SELECT ingest.resume(' || quote_literal(p.name) || ');' END;
         RETURN NEXT;
 
         "check" := format('target of %s', p.name);
         ok := EXISTS (SELECT FROM pg_class WHERE oid = p.target);
         detail := p.target::text;
         hint := CASE WHEN NOT ok THEN format('The table was dropped: SELECT ingest.drop_pipeline(%L); and create it again.', p.name) END;
+        RETURN NEXT;
+    END LOOP;
+
+    FOR p IN SELECT b.* FROM ingest.budget_states() b JOIN ingest.limit_definition l USING (name) ORDER BY name LOOP
+        "check" := format('limit %s', p.name); ok := NOT p.stricter_elsewhere;
+        detail := concat_ws(', ', p.target_rpm || ' requests/min', p.target_tpm || ' tokens/min', p.target_rpd || ' requests/day',
+                            p.target_tpd || ' tokens/day') || ' are used'
+                  || CASE WHEN p.stricter_elsewhere THEN '; another database of this server defines it more strictly, which holds' ELSE '' END;
+        hint := CASE WHEN NOT ok THEN 'Compare ingest.limits in the other databases; the stricter figures hold for all.' END;
         RETURN NEXT;
     END LOOP;
 
@@ -196,6 +245,6 @@ CREATE FUNCTION ingest.library_version() RETURNS text
 LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'library_version_wrapper';
 COMMENT ON FUNCTION ingest.library_version() IS 'Version of the loaded shared library';
 
-CREATE FUNCTION ingest.model_problem(model text) RETURNS text
-LANGUAGE c STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'model_problem_wrapper';
-COMMENT ON FUNCTION ingest.model_problem(text) IS 'Why the model cannot be used on this server; null when nothing is in the way';
+CREATE FUNCTION ingest.pipeline_problem(pipeline text) RETURNS text
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'pipeline_problem_wrapper';
+COMMENT ON FUNCTION ingest.pipeline_problem(text) IS 'Why the pipeline''s model, host or key cannot be used on this server; null when nothing is in the way. Sends nothing';

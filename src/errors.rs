@@ -48,6 +48,11 @@ impl UserError {
         self
     }
 
+    /// What happened, alone.
+    pub fn into_message(self) -> String {
+        self.message
+    }
+
     /// Raises it.
     pub fn raise(self) -> ! {
         let mut report = ErrorReport::new(self.code, self.message, "pg_ingest");

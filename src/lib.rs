@@ -1,12 +1,15 @@
 //! pg_ingest: INSERT a document, get vectors. The Postgres glue, which decides nothing.
 //!
-//! The way through: [`settings`] are the GUCs; [`shmem`] is what all processes of the server see; [`wake`] tells the
+//! The way through: [`settings`] are the GUCs; [`shmem`] is what all processes of the server see, and [`budgets`] what
+//! they may spend together; [`access`] says who may send what where; [`wake`] tells the
 //! worker that a commit added work, and keeps out of the way of DROP DATABASE; [`api`] holds the SQL functions, a file
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
 //! and [`errors`] is the one place where a failure becomes a Postgres error.
 
+mod access;
 mod api;
+mod budgets;
 mod errors;
 mod owner;
 mod settings;
@@ -35,6 +38,7 @@ pub extern "C-unwind" fn _PG_init() {
     wake::install();
     if preloading {
         shmem::request();
+        budgets::request();
         worker::register_launcher();
     }
 }

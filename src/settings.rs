@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
@@ -10,6 +11,9 @@ static DATABASES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::n
 static WORKERS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MODEL_DIR: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static MODEL_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static ALLOWED_HOSTS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static MAX_DOCUMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(32 * 1024);
 static DEFERRED_INDEX_MIN_CHUNKS: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 
@@ -50,6 +54,34 @@ pub fn define() {
         256,
         GucContext::Sighup,
         GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pg_ingest.allowed_hosts",
+        c"Hosts that pipelines of everybody may send documents and keys to: a comma-separated list such as api.voyageai.com, *.openai.azure.com, localhost:11434; or *.",
+        c"A provider's own public host is always allowed, with a key that the pipeline's owner can read. A pipeline of a superuser may go anywhere.",
+        &ALLOWED_HOSTS,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"pg_ingest.request_timeout",
+        c"Time after which a request to an embedding API without a whole answer has failed.",
+        c"",
+        &REQUEST_TIMEOUT,
+        100,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_ingest.connect_timeout",
+        c"Time after which a connection to an embedding API that does not stand has failed.",
+        c"",
+        &CONNECT_TIMEOUT,
+        100,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
     );
     GucRegistry::define_int_guc(
         c"pg_ingest.max_document_size",
@@ -132,6 +164,29 @@ pub fn model_threads() -> usize {
         }
         threads => threads as usize,
     }
+}
+
+/// Hosts that everybody's pipelines may use, as they are written.
+pub fn allowed_hosts() -> String {
+    ALLOWED_HOSTS
+        .get()
+        .map_or_else(String::new, |list| list.to_string_lossy().into_owned())
+}
+
+/// How long a request may take.
+pub fn request_timeout() -> Duration {
+    Duration::from_millis(REQUEST_TIMEOUT.get() as u64)
+}
+
+/// How long connecting may take.
+pub fn connect_timeout() -> Duration {
+    Duration::from_millis(CONNECT_TIMEOUT.get() as u64)
+}
+
+/// Threads that split documents in one worker process: tokens are counted at some 15 MB/s on each, so two keep up with
+/// any provider.
+pub fn split_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| usize::from(n).min(2))
 }
 
 /// Largest content of a document, in bytes.

@@ -1,12 +1,15 @@
-//! `create_pipeline`, `alter_pipeline`, `drop_pipeline`, `pause`, `resume`.
+//! `create_pipeline`, `alter_pipeline`, `drop_pipeline`, `pause`, `resume`, `retry`.
 
-use chunker::{SplitOptions, Splitter};
+use chunker::{SplitOptions, Splitter, Tokenizer};
+use embedder::key::KeyReference;
 use embedder::local::LocalModel;
-use embedder::{EmbedError, ModelName, Provider};
+use embedder::{EmbedError, ModelName, Provider, RemoteModel};
+use pgrx::JsonB;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::quote_qualified_identifier;
 
+use crate::api::limits::use_limit;
 use crate::api::targets::{
     MAX_HALFVEC_DIMENSIONS, create_index, create_or_check_target, drop_indexes, table_name,
     target_for,
@@ -14,7 +17,7 @@ use crate::api::targets::{
 use crate::api::text::parse_model;
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
-use crate::{settings, wake};
+use crate::{access, settings, wake};
 
 /// Longest identifier in bytes (NAMEDATALEN - 1).
 pub const MAX_NAME: usize = 63;
@@ -22,6 +25,8 @@ pub const MAX_NAME: usize = 63;
 const MAX_BATCH_SIZE: i32 = 2048;
 /// One in so many tokens of a chunk is shared with its neighbour by default.
 const DEFAULT_OVERLAP_SHARE: i32 = 10;
+/// Requests in flight at most: sockets of one process, far below the usual limit of open files.
+const MAX_CONCURRENCY: i32 = 500;
 /// The default of `concurrency` in the SQL signature.
 const DEFAULT_CONCURRENCY: i32 = 10;
 
@@ -36,10 +41,21 @@ pub struct Definition {
     /// Its model.
     pub model: String,
     target: pg_sys::Oid,
+    dimensions: i32,
+    /// Where its model is; `None` for its provider's own place.
+    pub base_url: Option<String>,
+    trusted: bool,
+    api_key: Option<String>,
+    /// Extra headers and fields of its requests, as JSON.
+    pub request: Option<String>,
+    /// The limit that it names.
+    pub limits: Option<String>,
     chunk_tokens: i32,
     chunk_overlap: i32,
     splitter: String,
     index: String,
+    /// Inputs of a request at most, if the user said so.
+    pub batch_size: Option<i32>,
 }
 
 impl Definition {
@@ -80,6 +96,15 @@ impl Definition {
                 owner: oid("owner")?,
                 model: text("model")?,
                 target: oid("target")?,
+                dimensions: number("dimensions")?,
+                base_url: row.get_by_name("base_url")?,
+                trusted: row.get_by_name("trusted")?.unwrap_or(false),
+                api_key: row.get_by_name("api_key")?,
+                request: row
+                    .get_by_name::<JsonB, _>("request")?
+                    .map(|JsonB(value)| value.to_string()),
+                limits: row.get_by_name("limits")?,
+                batch_size: row.get_by_name("batch_size")?,
                 chunk_tokens: number("chunk_tokens")?,
                 chunk_overlap: number("chunk_overlap")?,
                 splitter: text("splitter")?,
@@ -98,6 +123,53 @@ impl Definition {
         }
     }
 
+    /// What holds for its model when that is a remote one.
+    pub fn remote(&self) -> Result<Option<RemoteModel>, UserError> {
+        let model = parse_model(&self.model)?;
+        if model.provider == Provider::Local {
+            return Ok(None);
+        }
+        RemoteModel::describe(&model, self.base_url.as_deref(), self.request.as_deref())
+            .map(Some)
+            .map_err(|error| UserError::invalid(error.to_string()).hint(error.hint()))
+    }
+
+    /// Why it cannot be used on this server as it is defined; `None` when nothing is in the way. Whether its key can be
+    /// read is told to its owner only.
+    pub fn problem(&self) -> Option<String> {
+        let remote = match self.remote() {
+            Ok(Some(remote)) => remote,
+            Ok(None) => {
+                let model = parse_model(&self.model).ok()?;
+                let directory = settings::model_dir().join(&model.name);
+                return LocalModel::check_files(&directory)
+                    .err()
+                    .map(|error| error.message);
+            }
+            Err(error) => return Some(error.into_message()),
+        };
+        let key = self.api_key.as_deref().map(str::parse::<KeyReference>);
+        let key = match key.transpose() {
+            Ok(key) => key,
+            Err(error) => return Some(error.to_string()),
+        };
+        if let Err(denied) = access::check(&remote.endpoint, key.as_ref(), self.owner, self.trusted)
+        {
+            return Some(denied.message);
+        }
+        if !self.is_owned() {
+            return None;
+        }
+        access::resolve(&key?, self.owner)
+            .err()
+            .map(|error| error.message)
+    }
+
+    fn is_owned(&self) -> bool {
+        // SAFETY: catalog look-ups inside a transaction.
+        unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), self.owner) }
+    }
+
     /// Its target's name, quoted for SQL; `None` when the table was dropped.
     pub fn target_name(&self) -> Option<String> {
         table_name(self.target).map(|(schema, table)| quote_qualified_identifier(schema, table))
@@ -105,9 +177,7 @@ impl Definition {
 
     /// Raises `42501` unless the current user owns it.
     pub fn require_ownership(&self) {
-        // SAFETY: catalog look-ups inside a transaction.
-        let owns = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), self.owner) };
-        if !owns {
+        if !self.is_owned() {
             UserError::new(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("must be owner of pipeline {:?}", self.name),
@@ -130,7 +200,8 @@ struct Settings<'a> {
 }
 
 impl Settings<'_> {
-    fn check(&self, model: &ModelName, longest_chunk: i32) -> Result<(), UserError> {
+    fn check(&self, model: &ModelName, described: &Described) -> Result<(), UserError> {
+        let longest_chunk = described.longest_chunk;
         self.splitter.parse::<Splitter>().map_err(|error| {
             UserError::invalid(error.to_string()).hint("splitter is text, markdown or none.")
         })?;
@@ -138,14 +209,14 @@ impl Settings<'_> {
         one_of("on_success", self.on_success, &["keep", "delete"])?;
         in_range("max_attempts", self.max_attempts, 1, 1000)?;
         if let Some(size) = self.batch_size {
-            in_range("batch_size", size, 1, MAX_BATCH_SIZE)?;
+            in_range("batch_size", size, 1, described.most_inputs)?;
         }
+        in_range("concurrency", self.concurrency, 1, MAX_CONCURRENCY)?;
         if self.concurrency != DEFAULT_CONCURRENCY && model.provider == Provider::Local {
-            return Err(
-                UserError::unsupported("concurrency for a local model").hint(
-                    "The setting pg_ingest.model_threads bounds what local models run at once.",
-                ),
-            );
+            return Err(UserError::invalid(format!(
+                "concurrency has no meaning for model {model}, which runs in the database"
+            ))
+            .hint("The setting pg_ingest.model_threads bounds what local models run at once."));
         }
         if self.chunk_tokens < 1 || self.chunk_tokens > longest_chunk {
             return Err(UserError::invalid(format!(
@@ -189,14 +260,96 @@ fn in_range(argument: &str, value: i32, low: i32, high: i32) -> Result<(), UserE
     )
 }
 
-/// Dimensions of a model's vectors and the tokens of the longest chunk that it reads.
-fn describe(model: &ModelName) -> Result<(i32, i32), UserError> {
-    if model.provider != Provider::Local {
-        return Err(
-            UserError::unsupported(&format!("provider {}", model.provider.as_str()))
-                .hint("Local models work today, for example local/all-MiniLM-L6-v2."),
-        );
+/// What holds for a pipeline's model.
+struct Described {
+    /// Numbers in a vector; `None` when only the user can tell.
+    dimensions: Option<i32>,
+    /// The longest chunk that the model reads, in tokens.
+    longest_chunk: i32,
+    /// Tokens of a chunk unless the user says otherwise.
+    default_chunk: i32,
+    /// Inputs of a request at most.
+    most_inputs: i32,
+    remote: Option<RemoteModel>,
+}
+
+impl Described {
+    fn new(model: &ModelName, connection: &Connection) -> Result<Self, UserError> {
+        match model.provider {
+            Provider::Local => {
+                connection.refuse_for_local(model)?;
+                describe_local(model)
+            }
+            _ => describe_remote(model, connection),
+        }
     }
+
+    /// The dimensions of a pipeline whose user wants `wanted`.
+    fn dimensions(&self, model: &ModelName, wanted: Option<i32>) -> Result<i32, UserError> {
+        let info = self.remote.as_ref().and_then(|remote| remote.info);
+        let dimensions = match (wanted, self.dimensions) {
+            (None, Some(own)) => own,
+            (None, None) => {
+                return Err(UserError::invalid(format!(
+                    "the dimensions of model {model} are not known"
+                ))
+                .hint("Say how many numbers its vectors have: dimensions => 1024."));
+            }
+            (Some(wanted), Some(own)) if wanted != own => {
+                let allowed = usize::try_from(wanted)
+                    .is_ok_and(|wanted| info.is_some_and(|info| info.allows_dimensions(wanted)));
+                if !allowed {
+                    return Err(
+                        UserError::invalid(format!("model {model} has {own} dimensions"))
+                            .detail(format!("dimensions is {wanted}."))
+                            .hint("Leave dimensions out to use the model's own."),
+                    );
+                }
+                wanted
+            }
+            (Some(wanted), _) => wanted,
+        };
+        if !(1..=MAX_HALFVEC_DIMENSIONS).contains(&dimensions) {
+            return Err(UserError::invalid(format!(
+                "dimensions must be between 1 and {MAX_HALFVEC_DIMENSIONS}"
+            ))
+            .detail(format!("It is {dimensions}.")));
+        }
+        Ok(dimensions)
+    }
+}
+
+/// How a pipeline reaches its model, as the user gives it.
+struct Connection<'a> {
+    base_url: Option<&'a str>,
+    /// Whether a superuser has set it.
+    trusted: bool,
+    api_key: Option<&'a str>,
+    request: Option<&'a str>,
+    limits: Option<&'a str>,
+    owner: pg_sys::Oid,
+}
+
+impl Connection<'_> {
+    fn refuse_for_local(&self, model: &ModelName) -> Result<(), UserError> {
+        for (name, given) in [
+            ("base_url", self.base_url.is_some()),
+            ("api_key", self.api_key.is_some()),
+            ("request", self.request.is_some()),
+            ("limits", self.limits.is_some()),
+        ] {
+            if given {
+                return Err(UserError::invalid(format!(
+                    "{name} has no meaning for model {model}, which runs in the database"
+                ))
+                .hint(format!("Leave {name} out, or name a remote model.")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn describe_local(model: &ModelName) -> Result<Described, UserError> {
     let directory = settings::model_dir().join(&model.name);
     // Describing may load the model, and that starts threads.
     let described = engine::run_with_signals_blocked(|| LocalModel::describe(&directory))
@@ -219,8 +372,63 @@ fn describe(model: &ModelName) -> Result<(i32, i32), UserError> {
     })?;
     let longest = info
         .max_tokens
-        .saturating_sub(info.tokenizer.special_tokens());
-    Ok((info.dimensions as i32, longest as i32))
+        .saturating_sub(info.tokenizer.special_tokens()) as i32;
+    Ok(Described {
+        dimensions: Some(info.dimensions as i32),
+        longest_chunk: longest,
+        default_chunk: longest,
+        most_inputs: MAX_BATCH_SIZE,
+        remote: None,
+    })
+}
+
+/// What holds for a remote model, if the pipeline's owner may use it in this way.
+fn describe_remote(model: &ModelName, connection: &Connection) -> Result<Described, UserError> {
+    let remote = RemoteModel::describe(model, connection.base_url, connection.request)
+        .map_err(|error| UserError::invalid(error.to_string()).hint(error.hint()))?;
+    let key = connection
+        .api_key
+        .map(str::parse::<KeyReference>)
+        .transpose()
+        .map_err(|error| {
+            UserError::invalid(error.to_string())
+                .hint("For example api_key => 'env:OPENAI_API_KEY', or 'vault:openai' with Supabase Vault.")
+        })?;
+    if key.is_none() && remote.needs_key(model) {
+        return Err(UserError::invalid(format!("model {model} needs an api_key"))
+            .hint("For example api_key => 'env:OPENAI_API_KEY', 'file:/etc/keys/openai' or 'vault:openai'."));
+    }
+    access::check(
+        &remote.endpoint,
+        key.as_ref(),
+        connection.owner,
+        connection.trusted,
+    )
+    .map_err(|denied| {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            denied.message,
+        )
+        .hint(denied.hint)
+    })?;
+    let prefix = remote.document_prefix();
+    let prefix_tokens = if prefix.is_empty() {
+        0
+    } else {
+        Tokenizer::tiktoken(remote.encoding)
+            .map_or(prefix.len(), |tokenizer| tokenizer.count(prefix))
+    };
+    let tokens = |tokens: usize| i32::try_from(tokens).unwrap_or(i32::MAX);
+    Ok(Described {
+        dimensions: remote.info.map(|info| tokens(info.dimensions)),
+        longest_chunk: tokens(remote.longest_chunk(prefix_tokens)),
+        default_chunk: tokens(remote.default_chunk(prefix_tokens)),
+        most_inputs: remote
+            .info
+            .and_then(|info| info.inputs_per_request)
+            .map_or(MAX_BATCH_SIZE, tokens),
+        remote: Some(remote),
+    })
 }
 
 fn refuse_unsupported(arguments: &[(&str, bool)]) -> Result<(), UserError> {
@@ -249,28 +457,26 @@ fn create_pipeline(
     max_attempts: Option<i32>,
     index: Option<&str>,
     on_success: Option<&str>,
+    request: Option<JsonB>,
 ) {
     let name = name.unwrap_or_default();
     check_name(name).or_raise();
     let model = parse_model(model.unwrap_or("local/all-MiniLM-L6-v2")).or_raise();
-    refuse_unsupported(&[
-        ("base_url", base_url.is_some()),
-        ("api_key", api_key.is_some()),
-        ("limits", limits.is_some()),
-    ])
-    .or_raise();
     check_layout(layout.unwrap_or("chunks")).or_raise();
-    let (model_dimensions, longest_chunk) = describe(&model).or_raise();
-    if dimensions.is_some_and(|wanted| wanted != model_dimensions) {
-        UserError::invalid(format!("model {model} has {model_dimensions} dimensions"))
-            .detail(format!("dimensions is {}.", dimensions.unwrap_or_default()))
-            .hint("Leave dimensions out to use the model's own.")
-            .raise();
-    }
-    if model_dimensions > MAX_HALFVEC_DIMENSIONS {
-        UserError::unsupported(&format!("a model of {model_dimensions} dimensions")).raise();
-    }
-    let chunk_tokens = chunk_tokens.unwrap_or(longest_chunk);
+    // SAFETY: a plain read, and a catalog look-up inside a transaction.
+    let (owner, trusted) = unsafe { (pg_sys::GetUserId(), pg_sys::superuser()) };
+    let request = request.map(|JsonB(value)| value.to_string());
+    let connection = Connection {
+        base_url,
+        trusted: trusted && base_url.is_some(),
+        api_key,
+        request: request.as_deref(),
+        limits,
+        owner,
+    };
+    let described = Described::new(&model, &connection).or_raise();
+    let dimensions = described.dimensions(&model, dimensions).or_raise();
+    let chunk_tokens = chunk_tokens.unwrap_or(described.default_chunk);
     let settings = Settings {
         splitter: splitter.unwrap_or("text"),
         chunk_tokens,
@@ -281,16 +487,17 @@ fn create_pipeline(
         index: index.unwrap_or("deferred"),
         on_success: on_success.unwrap_or("keep"),
     };
-    settings.check(&model, longest_chunk).or_raise();
+    settings.check(&model, &described).or_raise();
     refuse_duplicate(name).or_raise();
+    if let Some(limit) = limits {
+        use_limit(limit, settings.chunk_tokens).or_raise();
+    }
 
     let table = target_for(name, target).or_raise();
-    let table_oid = create_or_check_target(&table, model_dimensions).or_raise();
+    let table_oid = create_or_check_target(&table, dimensions).or_raise();
     if settings.index == "immediate" {
         create_index(table_oid);
     }
-    // SAFETY: a plain read.
-    let owner = unsafe { pg_sys::GetUserId() };
     // Chunks that are in an existing table already belong to documents that may be replaced later.
     let (chunks, tokens) = Spi::get_two::<i64, i64>(&format!(
         "SELECT count(*), coalesce(sum(tokens), 0)::bigint FROM {}",
@@ -301,15 +508,16 @@ fn create_pipeline(
     Spi::run_with_args(
         "WITH made AS (
              INSERT INTO ingest.pipeline (name, owner, model, dimensions, target, layout, chunk_tokens, chunk_overlap,
-                                          splitter, concurrency, batch_size, max_attempts, index, on_success)
-             VALUES ($1, $2, $3, $4, $5, 'chunks', $6, $7, $8, $9, $10, $11, $12, $13)
+                                          splitter, concurrency, batch_size, max_attempts, index, on_success,
+                                          base_url, trusted, api_key, request, limits)
+             VALUES ($1, $2, $3, $4, $5, 'chunks', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17::jsonb, $18)
              RETURNING pipeline_id)
-         INSERT INTO ingest.counter (pipeline_id, chunks, tokens) SELECT pipeline_id, $14, $15 FROM made",
+         INSERT INTO ingest.counter (pipeline_id, chunks, tokens) SELECT pipeline_id, $19, $20 FROM made",
         &[
             name.into(),
             owner.into(),
             model.to_string().into(),
-            model_dimensions.into(),
+            dimensions.into(),
             table_oid.into(),
             settings.chunk_tokens.into(),
             settings.chunk_overlap.into(),
@@ -319,6 +527,11 @@ fn create_pipeline(
             settings.max_attempts.into(),
             settings.index.into(),
             settings.on_success.into(),
+            connection.base_url.into(),
+            connection.trusted.into(),
+            connection.api_key.into(),
+            connection.request.into(),
+            connection.limits.into(),
             chunks.into(),
             tokens.into(),
         ],
@@ -388,6 +601,7 @@ fn alter_pipeline(
     max_attempts: Option<i32>,
     index: Option<&str>,
     on_success: Option<&str>,
+    request: Option<JsonB>,
 ) {
     let definition = Definition::named(name.unwrap_or_default());
     definition.require_ownership();
@@ -399,20 +613,28 @@ fn alter_pipeline(
         ),
         (
             "changing the dimensions of a pipeline",
-            dimensions.is_some(),
+            dimensions.is_some_and(|d| d != definition.dimensions),
         ),
-        ("base_url", base_url.is_some()),
-        ("api_key", api_key.is_some()),
         ("changing the target of a pipeline", target.is_some()),
         (
             "changing the layout of a pipeline",
             layout.is_some_and(|l| l != "chunks"),
         ),
-        ("limits", limits.is_some()),
     ])
     .map_err(|error| error.hint("Create another pipeline, and drop this one when that is done."))
     .or_raise();
-    let (_, longest_chunk) = describe(&parsed).or_raise();
+    let request = request.map(|JsonB(value)| value.to_string());
+    // SAFETY: a catalog look-up inside a transaction.
+    let superuser = unsafe { pg_sys::superuser() };
+    let connection = Connection {
+        base_url: cleared(base_url, definition.base_url.as_deref()),
+        trusted: base_url.map_or(definition.trusted, |url| superuser && !url.is_empty()),
+        api_key: cleared(api_key, definition.api_key.as_deref()),
+        request: request.as_deref().or(definition.request.as_deref()),
+        limits: cleared(limits, definition.limits.as_deref()),
+        owner: definition.owner,
+    };
+    let described = Described::new(&parsed, &connection).or_raise();
     let new_tokens = chunk_tokens.unwrap_or(definition.chunk_tokens);
     // A smaller chunk takes its overlap along when none is given.
     let new_overlap = chunk_overlap.unwrap_or_else(|| {
@@ -434,8 +656,11 @@ fn alter_pipeline(
         index: index.unwrap_or("none"),
         on_success: on_success.unwrap_or("keep"),
     }
-    .check(&parsed, longest_chunk)
+    .check(&parsed, &described)
     .or_raise();
+    if let Some(limit) = connection.limits {
+        use_limit(limit, new_tokens).or_raise();
+    }
 
     match index {
         Some("immediate") => create_index(definition.target),
@@ -462,7 +687,8 @@ fn alter_pipeline(
     Spi::run_with_args(
         "UPDATE ingest.pipeline
          SET chunk_tokens = $2, chunk_overlap = $3, splitter = coalesce($4, splitter), batch_size = coalesce($5, batch_size),
-             max_attempts = coalesce($6, max_attempts), index = coalesce($7, index), on_success = coalesce($8, on_success)
+             max_attempts = coalesce($6, max_attempts), index = coalesce($7, index), on_success = coalesce($8, on_success),
+             concurrency = coalesce($9, concurrency), base_url = $10, trusted = $11, api_key = $12, request = $13::jsonb, limits = $14
          WHERE pipeline_id = $1",
         &[
             definition.pipeline_id.into(),
@@ -473,10 +699,21 @@ fn alter_pipeline(
             max_attempts.into(),
             index.into(),
             on_success.into(),
+            concurrency.into(),
+            connection.base_url.into(),
+            connection.trusted.into(),
+            connection.api_key.into(),
+            connection.request.into(),
+            connection.limits.into(),
         ],
     )
     .or_raise();
     wake::at_commit();
+}
+
+/// What is given, else what there is; an empty text takes it away.
+fn cleared<'a>(given: Option<&'a str>, present: Option<&'a str>) -> Option<&'a str> {
+    given.or(present).filter(|text| !text.is_empty())
 }
 
 #[pg_extern(sql = false)]
@@ -538,7 +775,7 @@ fn retry(pipeline: Option<&str>, key: Option<&str>, error_class: Option<&str>) -
 }
 
 /// The pipelines that the current user owns.
-fn owned_pipelines() -> Vec<i32> {
+pub fn owned_pipelines() -> Vec<i32> {
     // SAFETY: a plain read.
     let user = unsafe { pg_sys::GetUserId() };
     let _acting = ActingAs::extension_owner();

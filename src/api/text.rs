@@ -58,6 +58,23 @@ pub fn tokenizer(model: &ModelName) -> Result<Tokenizer, UserError> {
     Ok(fresh)
 }
 
+/// The tokenizer by which a pipeline's documents are split, and how many tokens every input has besides its chunk's.
+pub fn pipeline_tokenizer(definition: &Definition) -> Result<(Tokenizer, usize), UserError> {
+    match definition.remote()? {
+        None => {
+            let tokenizer = tokenizer(&parse_model(&definition.model)?)?;
+            let extra = tokenizer.special_tokens();
+            Ok((tokenizer, extra))
+        }
+        Some(remote) => {
+            let tokenizer = Tokenizer::tiktoken(remote.encoding)
+                .map_err(|error| UserError::invalid(error.to_string()))?;
+            let extra = tokenizer.count(remote.document_prefix());
+            Ok((tokenizer, extra))
+        }
+    }
+}
+
 /// Tokenizing cannot be interrupted, so what no worker would take is not begun here either.
 fn refuse_huge(input: &str) {
     let limit = settings::max_document_size();
@@ -95,9 +112,7 @@ fn split(
 > {
     refuse_huge(input);
     let definition = Definition::named(pipeline);
-    let tokenizer = parse_model(&definition.model)
-        .and_then(|m| tokenizer(&m))
-        .or_raise();
+    let (tokenizer, _) = pipeline_tokenizer(&definition).or_raise();
     let options: SplitOptions = definition.split_options();
     let chunks = chunker::split(input, &options, &tokenizer)
         .map_err(|error| {
@@ -117,6 +132,11 @@ fn split(
 
 #[pg_extern(sql = false)]
 fn cost_usd(model: &str, tokens: i64) -> Option<AnyNumeric> {
+    cost_of(model, tokens)
+}
+
+/// What so many tokens cost, in US dollars; `None` when the price is not known.
+pub fn cost_of(model: &str, tokens: i64) -> Option<AnyNumeric> {
     let model: ModelName = model.parse().ok()?;
     if model.provider == Provider::Local {
         return Some(AnyNumeric::from(0));
@@ -132,15 +152,6 @@ fn cost_usd(model: &str, tokens: i64) -> Option<AnyNumeric> {
 }
 
 #[pg_extern(sql = false)]
-fn model_problem(model: &str) -> Option<String> {
-    let model: ModelName = match model.parse() {
-        Ok(model) => model,
-        Err(error) => return Some(format!("{error}")),
-    };
-    match model.provider {
-        Provider::Local => LocalModel::check_files(&settings::model_dir().join(&model.name))
-            .err()
-            .map(|error| error.message),
-        _ => Some(format!("model {model}: this provider is not supported yet")),
-    }
+fn pipeline_problem(pipeline: &str) -> Option<String> {
+    Definition::named(pipeline).problem()
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use embedder::{EmbedError, ErrorClass};
-use engine::{Document, Engine, Outcome};
+use engine::{Document, Engine, Outcome, Room};
 use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
@@ -15,7 +15,7 @@ use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::transaction::{SqlError, run, transaction};
 
 /// Documents taken or written by one transaction at most.
-pub const MAX_BATCH: usize = 128;
+pub const MAX_BATCH: usize = 512;
 
 /// A document that this worker holds.
 pub struct Claim {
@@ -122,11 +122,12 @@ impl Claims {
             .filter(|pipeline| !stuck.contains(&pipeline.id))
             .collect();
         for offset in 0..ready.len() {
-            if !engine.has_room() {
-                return Ok(None);
-            }
             let index = (self.turn + offset) % ready.len();
-            if self.take_of(ready[index], engine)? {
+            let Ok(spec) = &ready[index].spec else {
+                continue;
+            };
+            let room = engine.room(spec);
+            if room.is_some() && self.take_of(ready[index].id, spec, room, engine)? {
                 self.turn = index + 1;
                 return Ok(Some(ready[index].id));
             }
@@ -134,13 +135,18 @@ impl Claims {
         Ok(None)
     }
 
-    fn take_of(&mut self, pipeline: &Active, engine: &Engine) -> Result<bool, SqlError> {
+    fn take_of(
+        &mut self,
+        pipeline: i32,
+        spec: &Arc<engine::Pipeline>,
+        room: Room,
+        engine: &Engine,
+    ) -> Result<bool, SqlError> {
         self.takes += 1;
         let token = self.random.hash_one((self.worker, self.takes)) as i64;
-        let most = MAX_BATCH.min(engine.free_documents());
-        let room = engine.free_bytes();
+        let most = MAX_BATCH.min(room.documents);
         let worker = self.worker;
-        let claimed = transaction(|| claim(pipeline.id, worker, token, most, room))?;
+        let claimed = transaction(|| claim(pipeline, worker, token, most, room.bytes))?;
         let Some((candidates, taken)) = claimed else {
             self.held_back = true;
             return Ok(false);
@@ -157,7 +163,7 @@ impl Claims {
                 ticket,
                 Claim {
                     document: document.id,
-                    pipeline: pipeline.id,
+                    pipeline,
                     token,
                     key: document.key,
                     metadata: document.metadata,
@@ -184,8 +190,9 @@ impl Claims {
                 ),
                 Some(content) => engine.submit(Document {
                     ticket,
-                    pipeline: Arc::clone(&pipeline.spec),
+                    pipeline: Arc::clone(spec),
                     content,
+                    attempts: candidate.attempts.max(0) as u32,
                 }),
             }
         }
@@ -203,10 +210,18 @@ impl Claims {
         pipelines: &Pipelines,
         engine: &Engine,
     ) -> Result<Option<Duration>, SqlError> {
-        if !engine.has_room() {
+        let ready: Vec<i32> = pipelines
+            .ready()
+            .filter(|p| {
+                p.spec
+                    .as_ref()
+                    .is_ok_and(|spec| engine.room(spec).is_some())
+            })
+            .map(|pipeline| pipeline.id)
+            .collect();
+        if ready.is_empty() {
             return Ok(None);
         }
-        let ready: Vec<i32> = pipelines.ready().map(|pipeline| pipeline.id).collect();
         let seconds = transaction(|| {
             Spi::connect_mut(|client| {
                 run(

@@ -13,6 +13,7 @@ use pgrx::bgworkers::{
 };
 use pgrx::prelude::*;
 
+use crate::budgets;
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
 use crate::worker::transaction::transaction;
@@ -103,6 +104,8 @@ fn supervise(shared: &Shared, databases: &mut HashMap<pg_sys::Oid, Database>) ->
         // Nothing is known: nothing is changed.
         return Some(Instant::now() + AFTER_ERROR);
     };
+    let present: Vec<pg_sys::Oid> = names.iter().map(|(oid, _)| *oid).collect();
+    budgets::keep_databases(&present);
     let wanted = settings::workers() as i32;
     let mut next: Option<Instant> = None;
     // Databases of which it is not known whether they have the extension are looked at a few at a time, so that a server

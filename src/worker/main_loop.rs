@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use engine::Engine;
+use engine::{Engine, Outcome};
 use pgrx::prelude::*;
 
+use crate::budgets;
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
 use crate::worker::claim::{self, Claims};
@@ -17,11 +18,6 @@ use crate::worker::query_server;
 use crate::worker::settle::Settler;
 use crate::worker::transaction::{SqlError, transaction};
 
-/// Documents that a worker holds at most.
-const MAX_DOCUMENTS: usize = 128;
-/// Bytes of text that a worker holds at most: some ten seconds' work for a local model, so that a crash repeats little
-/// and several workers share a backlog evenly.
-const MAX_BYTES: usize = 256 * 1024;
 /// A busy worker folds the counters so often, that progress stays cheap while rows are inserted one by one.
 const FOLD_INTERVAL: Duration = Duration::from_secs(1);
 /// Wait after an unexpected error before going on, so that a broken state fills no log.
@@ -132,6 +128,7 @@ impl EventFd {
 unsafe extern "C-unwind" fn release_slot(_code: i32, slot: pg_sys::Datum) {
     if let Some(shared) = shmem::get() {
         let _ = std::fs::remove_file(query_server::socket_path(slot.value()));
+        budgets::release_worker(slot.value());
         shared.release_worker(slot.value());
         shared.wake_launcher();
     }
@@ -221,8 +218,7 @@ impl Worker {
         let engine = Engine::start(engine::Config {
             model_dir: settings::model_dir(),
             inference_threads: settings::model_threads(),
-            max_documents: MAX_DOCUMENTS,
-            max_bytes: MAX_BYTES,
+            split_threads: settings::split_threads(),
             notify: Arc::new(move || ringer.ring()),
         })
         .map_err(|e| e.to_string())?;
@@ -244,7 +240,7 @@ impl Worker {
             claims: Claims::new(number),
             settler: Settler::new(shared, database),
             folded: Instant::now(),
-            pipelines: Pipelines::default(),
+            pipelines: Pipelines::new(database, slot),
             unreleased,
         })
     }
@@ -289,6 +285,7 @@ impl Worker {
         }
         // A clean end leaves nothing claimed; without this, the next worker of this number frees it.
         if let Ok(true) = transaction(extension_exists) {
+            let _ = self.write_down();
             let _ = release(self.shared, self.database, self.number);
         }
     }
@@ -302,11 +299,16 @@ impl Worker {
             self.shared.report_absent(self.database);
             return Ok(Turn::Leave);
         };
-        self.pipelines.update(loaded);
+        if self.pipelines.update(loaded) {
+            self.engine.configure(&self.pipelines.specs());
+        }
+        self.tell();
         let finished = self.engine.poll(claim::MAX_BATCH);
         let wrote = !finished.is_empty();
+        let rotated = self.refresh_keys(&finished);
         self.settler
-            .settle(finished, &mut self.claims, &self.pipelines)?;
+            .settle(finished, &mut self.claims, &self.pipelines, &rotated)?;
+        self.settler.block_unusable(&self.pipelines)?;
         let took = self.claims.take(
             &self.pipelines,
             &self.engine,
@@ -321,6 +323,7 @@ impl Worker {
         let busy = wrote || took.is_some();
         if !busy || self.folded.elapsed() > FOLD_INTERVAL {
             pipelines::fold_counters()?;
+            self.write_down()?;
             self.folded = Instant::now();
         }
         if busy {
@@ -340,6 +343,61 @@ impl Worker {
             self.claims.held_back().then_some(AFTER_ERROR),
         ];
         Ok(Turn::Wait(due.into_iter().flatten().min()))
+    }
+
+    /// Tells the log what the engine has to say.
+    fn tell(&self) {
+        for event in self.engine.take_events() {
+            let name = self
+                .pipelines
+                .get(event.pipeline)
+                .map_or("", |pipeline| pipeline.name.as_str());
+            let error = &event.error;
+            log!(
+                "pg_ingest: pipeline {name:?}: request {} ({} inputs) was refused for the moment (HTTP {}), attempt {}; \
+                 everybody on its limit waits {:.1} s: {}",
+                error.request_id.as_deref().unwrap_or("without an id"),
+                event.inputs,
+                error.http_status.unwrap_or_default(),
+                event.attempt,
+                event.wait.as_secs_f64(),
+                error.message,
+            );
+        }
+    }
+
+    /// Reads the keys anew that were refused; returns the pipelines that have another one now.
+    fn refresh_keys(&mut self, finished: &[Outcome]) -> Vec<i32> {
+        let mut refused: Vec<i32> = finished
+            .iter()
+            .filter(|outcome| outcome.key_was_refused())
+            .filter_map(|outcome| {
+                self.claims
+                    .get(outcome.ticket())
+                    .map(|claim| claim.pipeline)
+            })
+            .collect();
+        refused.sort_unstable();
+        refused.dedup();
+        refused.retain(|id| self.pipelines.refresh_key(*id));
+        if !refused.is_empty() {
+            self.engine.configure(&self.pipelines.specs());
+        }
+        refused
+    }
+
+    /// Writes down what was sent under each limit today.
+    fn write_down(&self) -> Result<(), SqlError> {
+        let spent: Vec<(String, u64, u64)> = self
+            .engine
+            .take_spent()
+            .into_iter()
+            .filter_map(|(id, requests, tokens)| {
+                let limit = self.pipelines.get(id)?.limits.clone()?;
+                Some((limit, requests, tokens))
+            })
+            .collect();
+        pipelines::write_down(&spent)
     }
 
     /// Builds one deferred index whose time has come.

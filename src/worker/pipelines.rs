@@ -5,13 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chunker::{SplitOptions, Splitter};
+use embedder::key::{InvalidKeyReference, KeyReference};
+use embedder::{EmbedError, ErrorClass, ModelName, Provider, RemoteModel};
+use limiter::Budget;
 use pgrx::prelude::*;
-use pgrx::spi::quote_qualified_identifier;
+use pgrx::spi::{SpiClient, quote_qualified_identifier};
 
 use crate::api::targets::{create_index, vector_type};
+use crate::budgets::{self, LimitDefinition};
 use crate::errors::OrRaise;
 use crate::owner::ActingAs;
 use crate::worker::transaction::{SqlError, run, transaction};
+use crate::{access, settings};
 
 /// Serialises the folding of counters among workers; the number is pg_ingest's own.
 const FOLD_LOCK: i64 = 0x7067_5f69_6e67_0001;
@@ -27,12 +32,16 @@ pub struct Active {
     pub name: String,
     /// The role under which its target is written.
     pub owner: pg_sys::Oid,
-    /// What the engine needs of it.
-    pub spec: Arc<engine::Pipeline>,
+    /// What the engine needs of it, or why it cannot be used.
+    pub spec: Result<Arc<engine::Pipeline>, EmbedError>,
     /// Its target, quoted for SQL, or why it has none.
     pub target: Result<String, String>,
     /// The type of the embedding column, with its schema.
     pub vector_type: String,
+    /// Numbers in a vector.
+    pub dimensions: usize,
+    /// The limit that it names.
+    pub limits: Option<String>,
     /// How often a document is tried.
     pub max_attempts: i32,
     /// Whether staging rows are deleted when they are embedded.
@@ -43,43 +52,277 @@ pub struct Active {
     pub blocked_for: Option<Duration>,
 }
 
+/// The part of a definition that the engine works by, as it is written in the table, with the settings that matter for it.
+/// As long as it does not change, neither does [`Active::spec`], so that keys are not read and documents of a pipeline
+/// are packed together.
+#[derive(Debug, Clone, PartialEq)]
+struct Written {
+    owner: pg_sys::Oid,
+    model: String,
+    dimensions: usize,
+    split: SplitOptions,
+    batch_size: Option<usize>,
+    concurrency: u32,
+    base_url: Option<String>,
+    trusted: bool,
+    api_key: Option<String>,
+    request: Option<String>,
+    limits: Option<String>,
+    settings: (String, Duration, Duration),
+}
+
+/// What [`load`] read of a pipeline.
+pub struct Loaded {
+    active: Active,
+    written: Written,
+}
+
+/// What [`load`] read of a database.
+pub struct Definitions {
+    pipelines: Vec<Loaded>,
+    limits: Vec<LimitDefinition>,
+}
+
+struct Known {
+    active: Active,
+    written: Written,
+    /// The spec is to be made anew: its key was refused.
+    stale: bool,
+}
+
+impl Known {
+    /// Whether what was found out about it may be different now: its key was refused, it could not be used, or it was
+    /// blocked and is to be tried again.
+    fn is_worth_another_look(&self, now: &Active) -> bool {
+        let ready = |p: &Active| p.blocked_for.is_none_or(|wait| wait.is_zero());
+        self.stale || (ready(now) && (!ready(&self.active) || self.active.spec.is_err()))
+    }
+}
+
 /// The pipelines of this database.
-#[derive(Default)]
 pub struct Pipelines {
-    rows: Vec<Active>,
+    database: pg_sys::Oid,
+    /// The number of this process among those that share a pipeline's requests in flight.
+    worker: usize,
+    known: Vec<Known>,
+    limits: Option<Vec<LimitDefinition>>,
     index_failed: HashSet<i32>,
 }
 
 impl Pipelines {
-    /// Takes what [`load`] read. What the engine needs of a pipeline stays the same object as long as it does not change,
-    /// so that its documents are packed together.
-    pub fn update(&mut self, loaded: Vec<Active>) {
-        let before = std::mem::replace(&mut self.rows, loaded);
-        for fresh in &mut self.rows {
-            if let Some(known) = before.iter().find(|known| known.id == fresh.id)
-                && known.spec == fresh.spec
-            {
-                fresh.spec = Arc::clone(&known.spec);
-            }
+    /// None yet.
+    pub fn new(database: pg_sys::Oid, worker: usize) -> Self {
+        Self {
+            database,
+            worker,
+            known: Vec::new(),
+            limits: None,
+            index_failed: HashSet::new(),
         }
+    }
+
+    /// Takes what [`load`] read; whether the engine must be told. What the engine needs of a pipeline stays the same object
+    /// as long as nothing changes.
+    pub fn update(&mut self, loaded: Definitions) -> bool {
+        // Figures first: a pipeline finds its limit in them. What the day has used so far counts only the first time.
+        let same = self.limits.as_ref().is_some_and(|known| {
+            let figures = |l: &LimitDefinition| (l.name.clone(), l.budget);
+            known
+                .iter()
+                .map(figures)
+                .eq(loaded.limits.iter().map(figures))
+        });
+        if !same {
+            budgets::define(self.database, &loaded.limits);
+            self.limits = Some(loaded.limits);
+        }
+        let mut before = std::mem::take(&mut self.known);
+        let mut changed = before.len() != loaded.pipelines.len();
+        for Loaded {
+            mut active,
+            written,
+        } in loaded.pipelines
+        {
+            let known = before
+                .iter()
+                .position(|known| known.active.id == active.id)
+                .map(|index| before.swap_remove(index));
+            match known {
+                Some(known)
+                    if known.written == written
+                        && same
+                        && !known.is_worth_another_look(&active) =>
+                {
+                    active.spec = known.active.spec;
+                }
+                known => {
+                    active.spec = self.spec(active.id, &written);
+                    match known.map(|known| known.active.spec) {
+                        Some(Ok(old)) if active.spec.as_ref().is_ok_and(|new| *new == old) => {
+                            active.spec = Ok(old);
+                        }
+                        _ => changed = true,
+                    }
+                }
+            }
+            self.known.push(Known {
+                active,
+                written,
+                stale: false,
+            });
+        }
+        for gone in before {
+            budgets::forget_pipeline(budgets::pipeline_key(self.database, gone.active.id));
+            changed = true;
+        }
+        changed
+    }
+
+    /// The definitions that the engine can work by.
+    pub fn specs(&self) -> Vec<Arc<engine::Pipeline>> {
+        self.rows()
+            .filter_map(|p| p.spec.as_ref().ok().cloned())
+            .collect()
+    }
+
+    /// Reads the key of a pipeline anew, since it was refused; whether it is another one now.
+    pub fn refresh_key(&mut self, id: i32) -> bool {
+        let Some(index) = self.known.iter().position(|known| known.active.id == id) else {
+            return false;
+        };
+        let written = self.known[index].written.clone();
+        if written.api_key.is_none() {
+            return false;
+        }
+        let fresh = self.spec(id, &written);
+        let known = &mut self.known[index];
+        // Whatever comes of it, the next attempt reads it once more.
+        known.stale = true;
+        match (&fresh, &known.active.spec) {
+            (Ok(new), Ok(old)) if new != old => {
+                known.active.spec = fresh;
+                known.stale = false;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What the engine needs of a pipeline.
+    fn spec(&self, id: i32, written: &Written) -> Result<Arc<engine::Pipeline>, EmbedError> {
+        let model: ModelName =
+            written
+                .model
+                .parse()
+                .map_err(|error: embedder::InvalidModelName| {
+                    EmbedError::model_unusable(error.to_string())
+                })?;
+        let remote = match model.provider {
+            Provider::Local => None,
+            _ => Some(self.remote(id, &model, written)?),
+        };
+        Ok(Arc::new(engine::Pipeline {
+            id,
+            model,
+            dimensions: written.dimensions,
+            split: written.split,
+            batch_size: written.batch_size,
+            remote,
+        }))
+    }
+
+    fn remote(
+        &self,
+        id: i32,
+        model: &ModelName,
+        written: &Written,
+    ) -> Result<engine::Remote, EmbedError> {
+        let described = RemoteModel::describe(
+            model,
+            written.base_url.as_deref(),
+            written.request.as_deref(),
+        )
+        .map_err(|error| EmbedError::model_unusable(error.to_string()))?;
+        let reference: Option<KeyReference> = written
+            .api_key
+            .as_deref()
+            .map(str::parse)
+            .transpose()
+            .map_err(|error: InvalidKeyReference| EmbedError::model_unusable(error.to_string()))?;
+        let secret = transaction(|| {
+            access::check(
+                &described.endpoint,
+                reference.as_ref(),
+                written.owner,
+                written.trusted,
+            )
+            .map_err(|denied| {
+                EmbedError::new(ErrorClass::Auth, denied.message).with_hint(denied.hint)
+            })?;
+            reference
+                .as_ref()
+                .map(|reference| access::resolve(reference, written.owner))
+                .transpose()
+        })
+        .map_err(|error| {
+            EmbedError::new(
+                ErrorClass::Auth,
+                format!("the key cannot be looked up: {error}"),
+            )
+        })??;
+        let key = budgets::pipeline_key(self.database, id);
+        let limit = match &written.limits {
+            None => budgets::limit_of_pipeline(key),
+            Some(name) => budgets::limit_named(name).ok_or_else(|| {
+                EmbedError::model_unusable(format!("limit {name:?} is not defined"))
+                    .with_hint("Define it with ingest.set_limit().")
+            })?,
+        };
+        let (_, timeout, connect_timeout) = written.settings;
+        Ok(engine::Remote {
+            endpoint: Arc::new(described.endpoint),
+            key: secret.map(Arc::new),
+            encoding: described.encoding.to_owned(),
+            inputs_per_request: described.inputs_per_request,
+            tokens_per_request: described.tokens_per_request,
+            max_input_tokens: described.max_input_tokens,
+            timeout,
+            connect_timeout,
+            concurrency: written.concurrency,
+            budget: engine::Budget {
+                limit,
+                in_flight: budgets::in_flight_of_pipeline(key),
+                key,
+                worker: self.worker,
+            },
+        })
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &Active> {
+        self.known.iter().map(|known| &known.active)
     }
 
     /// The pipeline with this number; `None` when it was dropped.
     pub fn get(&self, id: i32) -> Option<&Active> {
-        self.rows.iter().find(|pipeline| pipeline.id == id)
+        self.rows().find(|pipeline| pipeline.id == id)
     }
 
     /// Those to take documents for now.
     pub fn ready(&self) -> impl Iterator<Item = &Active> {
-        self.rows
-            .iter()
+        self.rows()
             .filter(|p| !p.paused && p.blocked_for.is_none_or(|wait| wait.is_zero()))
+    }
+
+    /// Those that would be ready if they could be used at all, with the reason.
+    pub fn unusable(&self) -> Vec<(&Active, EmbedError)> {
+        self.ready()
+            .filter_map(|p| Some((p, p.spec.as_ref().err()?.clone())))
+            .collect()
     }
 
     /// When the first blocked pipeline is to be tried again.
     pub fn next_unblocked(&self) -> Option<Duration> {
-        self.rows
-            .iter()
+        self.rows()
             .filter(|p| !p.paused)
             .filter_map(|p| p.blocked_for.filter(|wait| !wait.is_zero()))
             .min()
@@ -102,12 +345,18 @@ impl Pipelines {
 }
 
 /// Reads the definitions. Inside a transaction.
-pub fn load() -> Vec<Active> {
+pub fn load() -> Definitions {
+    let settings = (
+        settings::allowed_hosts(),
+        settings::request_timeout(),
+        settings::connect_timeout(),
+    );
     Spi::connect_mut(|client| {
         let rows = run(
             client,
             "SELECT p.pipeline_id, p.name, p.owner::oid AS owner, p.model, p.dimensions, p.chunk_tokens, p.chunk_overlap,
-                    p.splitter, p.batch_size, p.max_attempts, p.on_success = 'delete' AS deletes, p.paused,
+                    p.splitter, p.batch_size, p.concurrency, p.base_url, p.trusted, p.api_key, p.request::text AS request,
+                    p.limits, p.max_attempts, p.on_success = 'delete' AS deletes, p.paused,
                     p.blocked_error IS NOT NULL AS blocked,
                     extract(epoch FROM p.blocked_until - clock_timestamp())::float8 AS blocked_seconds,
                     n.nspname::text AS schema, c.relname::text AS relation, ingest.vector_schema() AS vectors,
@@ -117,15 +366,11 @@ pub fn load() -> Vec<Active> {
              ORDER BY p.pipeline_id",
             &[],
         )?;
-        let mut active = Vec::new();
+        let mut pipelines = Vec::new();
         for row in rows {
             let text = |name: &str| row[name].value::<String>();
             let number = |name: &str| Ok::<_, pgrx::spi::Error>(row[name].value::<i32>()?.unwrap_or_default());
             let flag = |name: &str| Ok::<_, pgrx::spi::Error>(row[name].value::<bool>()?.unwrap_or_default());
-            // A name that this version does not know was refused when the pipeline was made.
-            let Ok(model) = text("model")?.unwrap_or_default().parse() else {
-                continue;
-            };
             let dimensions = number("dimensions")?;
             let target = match (text("schema")?, text("relation")?) {
                 _ if !flag("owned")? => Err("the role that owns the pipeline was dropped".to_owned()),
@@ -138,35 +383,116 @@ pub fn load() -> Vec<Active> {
                     .value::<f64>()?
                     .map_or(Duration::ZERO, |s| Duration::from_secs_f64(s.clamp(0.0, 1e6))),
             );
-            let id = number("pipeline_id")?;
-            active.push(Active {
-                id,
+            let owner = row["owner"].value::<pg_sys::Oid>()?.unwrap_or(pg_sys::InvalidOid);
+            let written = Written {
+                owner,
+                model: text("model")?.unwrap_or_default(),
+                dimensions: dimensions as usize,
+                split: SplitOptions {
+                    splitter: text("splitter")?
+                        .and_then(|s| s.parse().ok())
+                        .unwrap_or(Splitter::Text),
+                    chunk_tokens: number("chunk_tokens")? as usize,
+                    chunk_overlap: number("chunk_overlap")? as usize,
+                },
+                batch_size: row["batch_size"].value::<i32>()?.map(|n| n as usize),
+                concurrency: number("concurrency")? as u32,
+                base_url: text("base_url")?,
+                trusted: flag("trusted")?,
+                api_key: text("api_key")?,
+                request: text("request")?,
+                limits: text("limits")?,
+                settings: settings.clone(),
+            };
+            let active = Active {
+                id: number("pipeline_id")?,
                 name: text("name")?.unwrap_or_default(),
-                owner: row["owner"].value::<pg_sys::Oid>()?.unwrap_or(pg_sys::InvalidOid),
-                spec: Arc::new(engine::Pipeline {
-                    id,
-                    model,
-                    dimensions: dimensions as usize,
-                    split: SplitOptions {
-                        splitter: text("splitter")?
-                            .and_then(|s| s.parse().ok())
-                            .unwrap_or(Splitter::Text),
-                        chunk_tokens: number("chunk_tokens")? as usize,
-                        chunk_overlap: number("chunk_overlap")? as usize,
-                    },
-                    batch_size: row["batch_size"].value::<i32>()?.map(|n| n as usize),
-                }),
+                owner,
+                spec: Err(EmbedError::model_unusable("not yet looked at")),
                 target,
                 vector_type: format!("{}.{kind}", text("vectors")?.unwrap_or_default()),
+                dimensions: dimensions as usize,
+                limits: written.limits.clone(),
                 max_attempts: number("max_attempts")?,
                 deletes_documents: flag("deletes")?,
                 paused: flag("paused")?,
                 blocked_for,
-            });
+            };
+            pipelines.push(Loaded { active, written });
         }
-        Ok::<_, pgrx::spi::Error>(active)
+        let limits = load_limits(client)?;
+        Ok::<_, pgrx::spi::Error>(Definitions { pipelines, limits })
     })
     .or_raise()
+}
+
+fn load_limits(client: &mut SpiClient) -> Result<Vec<LimitDefinition>, pgrx::spi::Error> {
+    let rows = run(
+        client,
+        "SELECT l.name, l.rpm, l.tpm, l.rpd, l.tpd, l.utilization, d.requests, d.tokens
+         FROM ingest.limit_definition l
+         LEFT JOIN ingest.limit_day d ON d.name = l.name AND d.day = (clock_timestamp() AT TIME ZONE 'UTC')::date
+         ORDER BY l.name",
+        &[],
+    )?;
+    let mut limits = Vec::new();
+    for row in rows {
+        let number = |name: &str| {
+            Ok::<_, pgrx::spi::Error>(row[name].value::<i64>()?.map(|n| n.max(0) as u64))
+        };
+        limits.push(LimitDefinition {
+            name: row["name"].value()?.unwrap_or_default(),
+            budget: Budget {
+                requests_per_minute: number("rpm")?,
+                tokens_per_minute: number("tpm")?,
+                requests_per_day: number("rpd")?,
+                tokens_per_day: number("tpd")?,
+                utilization: row["utilization"].value()?.unwrap_or(1.0),
+            },
+            today: (
+                number("requests")?.unwrap_or(0),
+                number("tokens")?.unwrap_or(0),
+            ),
+        });
+    }
+    Ok(limits)
+}
+
+/// Adds what was sent to the day's totals (UTC) of the limits, `(limit, requests, tokens)`, and forgets past days.
+pub fn write_down(spent: &[(String, u64, u64)]) -> Result<(), SqlError> {
+    if spent.is_empty() {
+        return Ok(());
+    }
+    let column = |of: fn(&(String, u64, u64)) -> u64| -> Vec<i64> {
+        spent
+            .iter()
+            .map(|entry| i64::try_from(of(entry)).unwrap_or(i64::MAX))
+            .collect()
+    };
+    let names: Vec<String> = spent.iter().map(|(name, ..)| name.clone()).collect();
+    transaction(|| {
+        Spi::connect_mut(|client| {
+            run(client, "SET LOCAL synchronous_commit = off", &[])?;
+            run(
+                client,
+                "INSERT INTO ingest.limit_day AS d (name, day, requests, tokens)
+                 SELECT u.name, (clock_timestamp() AT TIME ZONE 'UTC')::date, sum(u.requests), sum(u.tokens)
+                 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u(name, requests, tokens)
+                 GROUP BY u.name ORDER BY u.name
+                 ON CONFLICT (name) DO UPDATE
+                     SET requests = EXCLUDED.requests + CASE WHEN d.day = EXCLUDED.day THEN d.requests ELSE 0 END,
+                         tokens = EXCLUDED.tokens + CASE WHEN d.day = EXCLUDED.day THEN d.tokens ELSE 0 END,
+                         day = EXCLUDED.day",
+                &[
+                    names.into(),
+                    column(|entry| entry.1).into(),
+                    column(|entry| entry.2).into(),
+                ],
+            )
+            .map(drop)
+        })
+        .or_raise();
+    })
 }
 
 /// Adds the differences in `counter_delta` to `counter`. Readers see the same sums before and after.

@@ -4,6 +4,7 @@
 //! (0: vector, 1: error) and either 32-bit floats or JSON.
 
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use embedder::ModelName;
-use embedder::local::InferenceThreads;
 use engine::Queries;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a backend asks.
 #[derive(Serialize, Deserialize)]
 pub struct Question {
-    /// The model, as `provider/name`.
+    /// The pipeline's number.
+    pub pipeline: i32,
+    /// Its model, as `provider/name`.
     pub model: String,
     /// The text.
     pub input: String,
@@ -143,17 +145,33 @@ fn serve(mut stream: UnixStream, queries: &Queries) -> std::io::Result<()> {
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes)?;
     let question: Question = serde_json::from_slice(&bytes)?;
-    send(&mut stream, &answer(&question, queries))
+    let answer = answer(&question, queries, || has_peer(&stream));
+    send(&mut stream, &answer)
 }
 
-fn answer(question: &Question, queries: &Queries) -> Answer {
+/// Whether the backend still waits: one that was cancelled has closed its end.
+fn has_peer(stream: &UnixStream) -> bool {
+    let mut byte = [0u8; 1];
+    // SAFETY: one byte of this frame; the call neither waits nor takes anything from the stream.
+    let seen = unsafe {
+        libc::recv(
+            stream.as_raw_fd(),
+            byte.as_mut_ptr().cast(),
+            1,
+            libc::MSG_PEEK | libc::MSG_DONTWAIT,
+        )
+    };
+    seen != 0
+}
+
+fn answer(question: &Question, queries: &Queries, wanted: impl Fn() -> bool) -> Answer {
     let embedded = question
         .model
         .parse::<ModelName>()
         .map_err(|e| (e.to_string(), None))
         .and_then(|model| {
             queries
-                .embed(&model, &question.input, &InferenceThreads::new(1))
+                .embed(question.pipeline, &model, &question.input, wanted)
                 .map_err(|e| (e.message, e.hint))
         });
     match embedded {

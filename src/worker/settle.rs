@@ -14,7 +14,7 @@ use crate::shmem::{self, Shared};
 use crate::worker::claim::{Claim, Claims};
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::transaction::{SqlError, transaction};
-use crate::worker::write::{accepts_nothing, write};
+use crate::worker::write::{accepts_nothing, block_if_waited_for, write};
 
 /// Chunks written by one transaction at most; a larger document is written alone.
 const MAX_CHUNKS: usize = 4096;
@@ -61,12 +61,14 @@ impl Settler {
     }
 
     /// Writes finished documents, with those postponed and due, each pipeline for itself. A pipeline whose target is
-    /// locked is tried again later. An error says that something else is wrong; no outcome is lost.
+    /// locked is tried again later. What was refused for its key is taken again without a block where the pipeline is one
+    /// of `rotated`, those that have another key by now. An error says that something else is wrong; no outcome is lost.
     pub fn settle(
         &mut self,
         finished: Vec<Outcome>,
         claims: &mut Claims,
         pipelines: &Pipelines,
+        rotated: &[i32],
     ) -> Result<(), SqlError> {
         let mut outcomes = finished;
         outcomes.extend(claims.take_refused());
@@ -95,7 +97,10 @@ impl Settler {
                     continue;
                 }
                 let mut patience = LOCK_PATIENCE;
-                if let Err(error) = self.settle_batch(batch, claims, pipeline, &mut patience) {
+                let forgive = rotated.contains(&id);
+                if let Err(error) =
+                    self.settle_batch(batch, claims, pipeline, forgive, &mut patience)
+                {
                     self.stuck.insert(id);
                     self.not_before = Instant::now() + STUCK_WAIT;
                     if !error.is_transient() {
@@ -105,6 +110,16 @@ impl Settler {
             }
         }
         worst
+    }
+
+    /// Blocks pipelines that cannot be used as they are defined, when documents wait for them.
+    pub fn block_unusable(&mut self, pipelines: &Pipelines) -> Result<(), SqlError> {
+        for (pipeline, error) in pipelines.unusable() {
+            if transaction(|| block_if_waited_for(pipeline, &error))? {
+                self.stuck.insert(pipeline.id);
+            }
+        }
+        Ok(())
     }
 
     fn postpone(&mut self, outcomes: Vec<Outcome>) {
@@ -120,10 +135,11 @@ impl Settler {
         mut batch: Vec<Outcome>,
         claims: &mut Claims,
         pipeline: &Active,
+        forgive: bool,
         patience: &mut u32,
     ) -> Result<(), SqlError> {
         let jitter = self.random.hash_one(Instant::now());
-        let error = match transaction(|| write(&batch, claims, pipeline, jitter)) {
+        let error = match transaction(|| write(&batch, claims, pipeline, forgive, jitter)) {
             Ok(settled) => {
                 let (locked, ended): (Vec<_>, Vec<_>) = batch
                     .into_iter()
@@ -155,12 +171,12 @@ impl Settler {
         }
         if batch.len() > 1 {
             let right = batch.split_off(batch.len() / 2);
-            let result = self.settle_batch(batch, claims, pipeline, patience);
+            let result = self.settle_batch(batch, claims, pipeline, forgive, patience);
             if result.is_err() {
                 self.postpone(right);
                 return result;
             }
-            return self.settle_batch(right, claims, pipeline, patience);
+            return self.settle_batch(right, claims, pipeline, forgive, patience);
         }
         if error.is_transient() {
             self.postpone(batch);
@@ -177,7 +193,7 @@ impl Settler {
             self.postpone(batch);
             return Err(error);
         }
-        self.settle_batch(refused, claims, pipeline, patience)
+        self.settle_batch(refused, claims, pipeline, forgive, patience)
     }
 
     fn count(&self, outcome: &Outcome, claim: Option<&Claim>) {

@@ -40,8 +40,15 @@ pub struct Settled {
     pub blocked: bool,
 }
 
-/// Writes a batch. Inside a transaction; raises on any error.
-pub fn write(batch: &[Outcome], claims: &Claims, pipeline: &Active, jitter: u64) -> Settled {
+/// Writes a batch. With `forgive`, what says that the pipeline cannot be used is taken again at once and does not block it.
+/// Inside a transaction; raises on any error.
+pub fn write(
+    batch: &[Outcome],
+    claims: &Claims,
+    pipeline: &Active,
+    forgive: bool,
+    jitter: u64,
+) -> Settled {
     Spi::connect_mut(|client| {
         let held: Vec<(&Outcome, &Claim)> = batch
             .iter()
@@ -69,7 +76,7 @@ pub fn write(batch: &[Outcome], claims: &Claims, pipeline: &Active, jitter: u64)
         }
         if !documents.is_empty() {
             settled.ended.extend(documents.iter().map(|(outcome, _)| outcome.ticket()));
-            settled.blocked = write_documents(client, pipeline, &documents, jitter)?;
+            settled.blocked = write_documents(client, pipeline, &documents, forgive, jitter)?;
         }
         Ok::<_, pgrx::spi::Error>(settled)
     })
@@ -167,6 +174,7 @@ fn write_documents(
     client: &mut SpiClient,
     pipeline: &Active,
     documents: &[(&Outcome, &Claim)],
+    forgive: bool,
     jitter: u64,
 ) -> Result<bool, pgrx::spi::Error> {
     let mut difference = Difference::default();
@@ -181,11 +189,15 @@ fn write_documents(
         write_embedded(client, pipeline, &embedded, &mut difference)?;
     }
     let mut unusable = None;
+    let mut retries = Retries::default();
     for (outcome, claim) in documents {
         match outcome {
             Outcome::Embedded { .. } => {}
             Outcome::Failed { error, .. } => {
-                fail(client, pipeline, claim, error, jitter, &mut difference)?;
+                let wait = fail(client, pipeline, claim, error, jitter, &mut difference)?;
+                if let Some(wait) = wait {
+                    retries.note(error, claim.attempts + 1, wait);
+                }
             }
             Outcome::Unusable { error, .. } => {
                 run(
@@ -197,6 +209,8 @@ fn write_documents(
             }
         }
     }
+    retries.log(pipeline);
+    let unusable = unusable.filter(|_| !forgive);
     if let Some(error) = unusable {
         block(client, pipeline, error)?;
     }
@@ -295,7 +309,7 @@ fn insert_chunks(
     pipeline: &Active,
     documents: &[(&Claim, &[EmbeddedChunk])],
 ) -> Result<(), pgrx::spi::Error> {
-    let dimensions = pipeline.spec.dimensions;
+    let dimensions = pipeline.dimensions;
     let sql = format!(
         "INSERT INTO {target} (document_key, chunk_no, content, tokens, metadata, embedding)
          SELECT c.document_key, c.chunk_no, c.content, c.tokens, c.metadata::jsonb,
@@ -372,7 +386,57 @@ fn float_array(floats: &[f32]) -> DatumWithOid<'static> {
     }
 }
 
-/// One more attempt, or a failure row.
+/// Retries of a batch, by the request that failed, so that the log tells each once.
+#[derive(Default)]
+struct Retries<'a>(Vec<Retry<'a>>);
+
+struct Retry<'a> {
+    error: &'a EmbedError,
+    documents: usize,
+    attempt: i32,
+    wait: f64,
+}
+
+impl<'a> Retries<'a> {
+    fn note(&mut self, error: &'a EmbedError, attempt: i32, wait: f64) {
+        match self.0.iter_mut().find(|retry| retry.error == error) {
+            Some(retry) => {
+                retry.documents += 1;
+                retry.attempt = retry.attempt.max(attempt);
+                retry.wait = retry.wait.max(wait);
+            }
+            None => self.0.push(Retry {
+                error,
+                documents: 1,
+                attempt,
+                wait,
+            }),
+        }
+    }
+
+    fn log(&self, pipeline: &Active) {
+        for retry in &self.0 {
+            let error = retry.error;
+            log!(
+                "pg_ingest: pipeline {:?}: request {} failed ({}, HTTP {}), attempt {} of {}; {} documents are tried again \
+                 within {:.1} s: {}",
+                pipeline.name,
+                error.request_id.as_deref().unwrap_or("without an id"),
+                error.class,
+                error
+                    .http_status
+                    .map_or_else(|| "-".to_owned(), |status| status.to_string()),
+                retry.attempt,
+                pipeline.max_attempts,
+                retry.documents,
+                retry.wait,
+                clean(&error.message),
+            );
+        }
+    }
+}
+
+/// One more attempt, after the returned wait in seconds; or a failure row.
 fn fail(
     client: &mut SpiClient,
     pipeline: &Active,
@@ -380,7 +444,7 @@ fn fail(
     error: &EmbedError,
     jitter: u64,
     difference: &mut Difference,
-) -> Result<(), pgrx::spi::Error> {
+) -> Result<Option<f64>, pgrx::spi::Error> {
     let id = claim.document;
     let attempts = claim.attempts + 1;
     if error.retryable() && attempts < pipeline.max_attempts {
@@ -392,7 +456,7 @@ fn fail(
              WHERE document_id = $1",
             &[id.into(), attempts.into(), wait.into()],
         )?;
-        return Ok(());
+        return Ok(Some(wait));
     }
     run(
         client,
@@ -421,7 +485,7 @@ fn fail(
     difference.queued -= 1;
     difference.queued_bytes -= i64::from(claim.bytes);
     difference.failed += 1;
-    Ok(())
+    Ok(None)
 }
 
 /// Seconds before attempt `attempts + 1`: doubling from 1 s, and a random half of it, so that documents that failed
@@ -429,6 +493,23 @@ fn fail(
 fn retry_wait(attempts: i32, random: u64) -> f64 {
     let full = 2f64.powi(attempts.clamp(1, 16) - 1).min(LONGEST_RETRY_WAIT);
     full * (0.5 + 0.5 * (random % 1024) as f64 / 1024.0)
+}
+
+/// Blocks a pipeline that cannot be used as it is defined, if documents wait for it; whether they do. Inside a transaction.
+pub fn block_if_waited_for(pipeline: &Active, error: &EmbedError) -> bool {
+    Spi::connect_mut(|client| {
+        let waiting = run(
+            client,
+            "SELECT FROM ingest.queue WHERE pipeline_id = $1 AND claimed_by IS NULL AND retry_at IS NULL LIMIT 1",
+            &[pipeline.id.into()],
+        )?;
+        if waiting.is_empty() {
+            return Ok(false);
+        }
+        block(client, pipeline, error)?;
+        Ok::<_, pgrx::spi::Error>(true)
+    })
+    .or_raise()
 }
 
 /// Stops taking documents of a pipeline, visibly, for a while.

@@ -147,6 +147,27 @@ impl Tokenizer {
         self.inner.count_up_to(text, cap)
     }
 
+    /// The longest beginning of `text`, up to a character, that has at most `max_tokens` tokens, found by halving; where
+    /// the count is not monotonic it may be a few tokens shorter than it could be, never longer.
+    pub fn truncated<'a>(&self, text: &'a str, max_tokens: usize) -> &'a str {
+        if self.count_up_to(text, max_tokens) <= max_tokens {
+            return text;
+        }
+        let (mut fits, mut over) = (0, text.len());
+        while over - fits > 1 {
+            let middle = text.floor_char_boundary(fits + (over - fits) / 2);
+            if middle <= fits {
+                break;
+            }
+            if self.count_up_to(&text[..middle], max_tokens) <= max_tokens {
+                fits = middle;
+            } else {
+                over = middle;
+            }
+        }
+        &text[..fits]
+    }
+
     /// How many special tokens are added to every input: 2 for BERT's `[CLS]` and `[SEP]`, 0 for the encodings of OpenAI.
     pub fn special_tokens(&self) -> usize {
         match &self.inner.vocabulary {

@@ -401,3 +401,20 @@ fn hostile_megabytes_are_split_like_any_other() {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn a_truncated_text_fits_and_is_a_beginning(text in any::<String>(), words in 0usize..60, max in 0usize..40) {
+        let text = format!("{text}{}", " the vector database".repeat(words));
+        let tokenizer = Tokenizer::tiktoken("cl100k_base").unwrap();
+        let cut = tokenizer.truncated(&text, max);
+        prop_assert!(text.starts_with(cut));
+        prop_assert!(tokenizer.count(cut) <= max);
+        if tokenizer.count(&text) <= max {
+            prop_assert_eq!(cut, text.as_str());
+        } else if max >= 8 {
+            // Not far from the longest there is.
+            prop_assert!(tokenizer.count(cut) + 4 >= max, "{} of {max} tokens", tokenizer.count(cut));
+        }
+    }
+}

@@ -3,7 +3,9 @@
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use embedder::EmbedError;
+use embedder::{EmbedError, ErrorClass};
+
+use crate::usage::Reservation;
 
 /// A chunk with its vector.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +35,7 @@ pub enum Outcome {
         /// Why.
         error: EmbedError,
     },
-    /// The model itself cannot be used: nothing is said about the document.
+    /// The model cannot be used, the key is refused or the quota is spent: nothing is said about the document.
     Unusable {
         /// The document's ticket.
         ticket: u64,
@@ -52,9 +54,14 @@ impl Outcome {
         }
     }
 
+    /// Whether the provider refused the key.
+    pub fn key_was_refused(&self) -> bool {
+        matches!(self, Self::Unusable { error, .. } if error.class == ErrorClass::Auth)
+    }
+
     /// The outcome for a document that `error` ended.
     pub(crate) fn from_error(ticket: u64, error: EmbedError) -> Self {
-        if error.model_unusable {
+        if error.blocks_pipeline() {
             Self::Unusable { ticket, error }
         } else {
             Self::Failed { ticket, error }
@@ -62,24 +69,29 @@ impl Outcome {
     }
 }
 
-/// Where outcomes go, with the bytes of text that each frees.
+/// Where outcomes go, each with the room that it frees when it is taken.
 #[derive(Clone)]
 pub(crate) struct Results {
-    sender: Sender<(Outcome, usize)>,
+    sender: Sender<(Outcome, Reservation)>,
     notify: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Results {
     pub(crate) fn new(
-        sender: Sender<(Outcome, usize)>,
+        sender: Sender<(Outcome, Reservation)>,
         notify: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
         Self { sender, notify }
     }
 
-    pub(crate) fn send(&self, outcome: Outcome, bytes: usize) {
+    pub(crate) fn send(&self, outcome: Outcome, room: Reservation) {
         // The receiver is gone only when the engine is being dropped.
-        let _ = self.sender.send((outcome, bytes));
+        let _ = self.sender.send((outcome, room));
+        (self.notify)();
+    }
+
+    /// Has the engine's user look, though there is no new outcome.
+    pub(crate) fn ring(&self) {
         (self.notify)();
     }
 }
@@ -87,7 +99,6 @@ impl Results {
 /// A document whose chunks are being embedded.
 pub(crate) struct Assembly {
     ticket: u64,
-    bytes: usize,
     results: Results,
     state: Mutex<State>,
 }
@@ -95,25 +106,25 @@ pub(crate) struct Assembly {
 struct State {
     chunks: Vec<EmbeddedChunk>,
     missing: usize,
-    ended: bool,
+    /// Until it has ended.
+    room: Option<Reservation>,
 }
 
 impl Assembly {
     /// A document of `chunks`, whose vectors are still empty.
     pub(crate) fn new(
         ticket: u64,
-        bytes: usize,
+        room: Reservation,
         chunks: Vec<EmbeddedChunk>,
         results: Results,
     ) -> Self {
         Self {
             ticket,
-            bytes,
             results,
             state: Mutex::new(State {
                 missing: chunks.len(),
                 chunks,
-                ended: false,
+                room: Some(room),
             }),
         }
     }
@@ -125,42 +136,43 @@ impl Assembly {
     /// The text of a chunk, copied; `None` once the document has ended and asking further is a waste.
     pub(crate) fn text(&self, chunk: usize) -> Option<String> {
         let state = self.state();
-        (!state.ended).then(|| state.chunks[chunk].content.clone())
+        (state.room.is_some()).then(|| state.chunks[chunk].content.clone())
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state().room.is_none()
     }
 
     /// Takes the vector of a chunk; the last one ends the document.
     pub(crate) fn embedded(&self, chunk: usize, embedding: Vec<f32>) {
         let mut state = self.state();
-        if state.ended {
+        if state.room.is_none() {
             return;
         }
         debug_assert!(state.chunks[chunk].embedding.is_empty());
         state.chunks[chunk].embedding = embedding;
         state.missing -= 1;
-        if state.missing == 0 {
-            state.ended = true;
+        if state.missing == 0
+            && let Some(room) = state.room.take()
+        {
             let chunks = std::mem::take(&mut state.chunks);
             drop(state);
-            self.results.send(
-                Outcome::Embedded {
-                    ticket: self.ticket,
-                    chunks,
-                },
-                self.bytes,
-            );
+            let ticket = self.ticket;
+            self.results
+                .send(Outcome::Embedded { ticket, chunks }, room);
         }
     }
 
     /// Ends the document with an error; only the first counts.
     pub(crate) fn failed(&self, error: EmbedError) {
         let mut state = self.state();
-        if state.ended {
+        let Some(room) = state.room.take() else {
             return;
-        }
-        state.ended = true;
+        };
         state.chunks = Vec::new();
         drop(state);
         self.results
-            .send(Outcome::from_error(self.ticket, error), self.bytes);
+            .send(Outcome::from_error(self.ticket, error), room);
     }
 }

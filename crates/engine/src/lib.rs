@@ -1,48 +1,57 @@
 //! Documents in, embedded documents out. Threads and channels; no SQL and nothing of Postgres.
 //!
-//! The way through: [`Engine::submit`] puts a [`Document`] on the splitter's channel; the splitter ([`split`]) cuts it
-//! into chunks and packs them ([`pack`]) into requests that may hold chunks of several documents; callers ([`call`])
-//! have them embedded, bisecting a refused request until the bad input stands alone; the last answer for a document
-//! ([`assembly`]) makes its [`Outcome`], which [`Engine::poll`] hands to the worker. [`queries`] answers searches beside
-//! all that, ahead of the backlog. Models are loaded once ([`models`]) and shared by every thread.
+//! The way through: [`Engine::submit`] puts a [`Document`] on the splitters' channel; a splitter ([`split`]) cuts it into
+//! chunks, which join a backlog; requests, which may hold chunks of several documents, are packed from it ([`pack`]) when
+//! they can be sent: by the threads that run a local model ([`local`]), or by the pipeline's lane to a remote one
+//! ([`remote`]), which has to ask its budget first. The last answer for a document ([`assembly`]) makes its [`Outcome`],
+//! which [`Engine::poll`] hands to the worker. [`queries`] answers searches beside all that, ahead of the backlog. Models
+//! are loaded once ([`models`]) and shared by every thread.
 //!
-//! Memory is bounded by what is submitted: ask [`Engine::has_room`] first.
+//! Memory is bounded by what is submitted: ask [`Engine::room`] first.
 
 mod assembly;
-mod call;
+mod local;
 mod models;
 mod pack;
+mod pipeline;
 mod queries;
+mod remote;
 mod split;
 mod threads;
+mod usage;
 
 pub use assembly::{EmbeddedChunk, Outcome};
 pub use models::Models;
+pub use pipeline::{Budget, Pipeline, Remote};
 pub use queries::Queries;
+pub use remote::Event;
 pub use threads::{run_with_signals_blocked, spawn_with_signals_blocked};
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
-use chunker::SplitOptions;
-use embedder::ModelName;
+use local::LocalQueue;
+use remote::Remotes;
+use split::Submitted;
+use usage::{Reservation, Usage};
 
-/// What the engine must know of a pipeline.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Pipeline {
-    /// Its number; only handed back.
-    pub id: i32,
-    /// The model, as `provider/name`.
-    pub model: ModelName,
-    /// Numbers in a vector. An answer with another count is refused.
-    pub dimensions: usize,
-    /// How documents are split; token counts are the model's.
-    pub split: SplitOptions,
-    /// Most inputs in a request; `None` for the model's own.
-    pub batch_size: Option<usize>,
-}
+/// Documents held at most for local models, and bytes of their text: some ten seconds' work, so that a crash repeats
+/// little and several workers share a backlog evenly.
+const LOCAL_ROOM: Room = Room {
+    documents: 128,
+    bytes: 256 * 1024,
+};
+/// Documents held at most for a remote pipeline.
+const REMOTE_DOCUMENTS: usize = 16 * 1024;
+/// Bytes of text held at least and at most for a remote pipeline; in between it is [`REQUESTS_AHEAD`].
+const REMOTE_BYTES: (usize, usize) = (1024 * 1024, 32 * 1024 * 1024);
+/// Requests' worth of text held for each request that may be in flight: one that is, and one that waits.
+const REQUESTS_AHEAD: usize = 2;
+/// Bytes of text that a token stands for: English prose has four to five.
+const BYTES_PER_TOKEN: usize = 5;
+/// Bytes of text held at most for all pipelines together.
+const ALL_BYTES: usize = 64 * 1024 * 1024;
 
 /// A document to embed.
 #[derive(Debug)]
@@ -53,116 +62,179 @@ pub struct Document {
     pub pipeline: Arc<Pipeline>,
     /// Its text.
     pub content: String,
+    /// How often it has been tried before.
+    pub attempts: u32,
 }
 
-/// Limits of an engine.
+/// How much more may be submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Documents.
+    pub documents: usize,
+    /// Bytes of text; the last document may exceed it.
+    pub bytes: usize,
+}
+
+impl Room {
+    /// Whether there is room for a document.
+    pub fn is_some(self) -> bool {
+        self.documents > 0 && self.bytes > 0
+    }
+
+    fn less(self, usage: &Usage) -> Self {
+        Self {
+            documents: self.documents.saturating_sub(usage.documents()),
+            bytes: self.bytes.saturating_sub(usage.bytes()),
+        }
+    }
+}
+
+/// How an engine is made.
 pub struct Config {
     /// The directory that holds a directory for each local model.
     pub model_dir: PathBuf,
     /// Threads for local inference, each at the lowest priority (nice 19). At least 1.
     pub inference_threads: usize,
-    /// Documents held at most, from submit to poll.
-    pub max_documents: usize,
-    /// Bytes of text held at most, from submit to poll. The last document taken may exceed it.
-    pub max_bytes: usize,
-    /// Called from any thread whenever [`Engine::poll`] has something new.
+    /// Threads that split documents and count tokens, likewise. At least 1.
+    pub split_threads: usize,
+    /// Called from any thread whenever [`Engine::poll`] or [`Engine::take_events`] has something new.
     pub notify: Arc<dyn Fn() + Send + Sync>,
-}
-
-/// What is held now, shared by all stages.
-#[derive(Default)]
-struct Load {
-    documents: AtomicUsize,
-    bytes: AtomicUsize,
-    requests: AtomicUsize,
 }
 
 /// The running threads. Dropping it ends them after what they are doing; the process may also just exit.
 pub struct Engine {
-    inbox: Sender<Document>,
-    outcomes: Receiver<(Outcome, usize)>,
-    load: Arc<Load>,
+    inbox: Sender<Submitted>,
+    outcomes: Receiver<(Outcome, Reservation)>,
     models: Arc<Models>,
-    max_documents: usize,
-    max_bytes: usize,
+    local: Arc<LocalQueue>,
+    local_usage: Arc<Usage>,
+    remotes: Arc<Remotes>,
+    usage: Arc<Usage>,
+    queries: Queries,
 }
 
 impl Engine {
     /// Starts the threads. Fails when the system refuses one.
     pub fn start(config: Config) -> std::io::Result<Self> {
-        let load = Arc::new(Load::default());
         let models = Arc::new(Models::new(config.model_dir));
-        let (inbox, documents) = channel::<Document>();
+        let (inbox, documents) = channel();
         let (results, outcomes) = channel();
         let results = assembly::Results::new(results, config.notify);
-        // A short queue: the splitter waits when the callers are busy, so a huge document is cut as it is embedded.
-        let (requests, calls) = sync_channel(2 * config.inference_threads.max(1));
-        call::start(config.inference_threads.max(1), calls, &load)?;
-        split::start(documents, requests, results, &models)?;
+        let local = Arc::new(LocalQueue::default());
+        let remotes = Arc::new(Remotes::new(results.clone()));
+        local::start(config.inference_threads.max(1), &local)?;
+        let context = split::Context {
+            models: Arc::clone(&models),
+            results,
+            local: Arc::clone(&local),
+            remotes: Arc::clone(&remotes),
+        };
+        split::start(config.split_threads.max(1), documents, context)?;
+        let queries = Queries::new(Arc::clone(&models), Arc::clone(&remotes));
         Ok(Self {
             inbox,
             outcomes,
-            load,
             models,
-            max_documents: config.max_documents.max(1),
-            max_bytes: config.max_bytes.max(1),
+            local,
+            local_usage: Arc::default(),
+            remotes,
+            usage: Arc::default(),
+            queries,
         })
     }
 
-    /// Whether another document may be submitted.
-    pub fn has_room(&self) -> bool {
-        self.free_documents() > 0 && self.free_bytes() > 0
+    /// Takes the present definitions of all pipelines: what waits is sent by them, and what waits for a pipeline that is
+    /// not among them fails.
+    pub fn configure(&self, pipelines: &[Arc<Pipeline>]) {
+        self.remotes.configure(pipelines);
+        self.queries.configure(pipelines);
     }
 
-    /// How many more documents may be submitted now.
-    pub fn free_documents(&self) -> usize {
-        self.max_documents
-            .saturating_sub(self.load.documents.load(Ordering::Relaxed))
-    }
-
-    /// How many more bytes of text may be submitted now; the last document may exceed it.
-    pub fn free_bytes(&self) -> usize {
-        self.max_bytes
-            .saturating_sub(self.load.bytes.load(Ordering::Relaxed))
+    /// How much more of a pipeline may be submitted now.
+    pub fn room(&self, pipeline: &Arc<Pipeline>) -> Room {
+        let all = ALL_BYTES.saturating_sub(self.usage.bytes());
+        let room = match &pipeline.remote {
+            None => LOCAL_ROOM.less(&self.local_usage),
+            Some(remote) => {
+                let tokens = pipeline.capacity().tokens;
+                let bytes = (remote.concurrency as usize)
+                    .saturating_mul(REQUESTS_AHEAD * BYTES_PER_TOKEN)
+                    .saturating_mul(tokens)
+                    .clamp(REMOTE_BYTES.0, REMOTE_BYTES.1);
+                let documents = REMOTE_DOCUMENTS;
+                Room { documents, bytes }.less(&self.remotes.lane(pipeline).usage)
+            }
+        };
+        Room {
+            bytes: room.bytes.min(all),
+            ..room
+        }
     }
 
     /// Documents submitted and not yet polled.
     pub fn documents_in_flight(&self) -> usize {
-        self.load.documents.load(Ordering::Relaxed)
+        self.usage.documents()
     }
 
     /// Requests being answered.
     pub fn requests_in_flight(&self) -> usize {
-        self.load.requests.load(Ordering::Relaxed)
+        self.local.requests_in_flight() + self.remotes.requests_in_flight()
     }
 
     /// Takes a document. It comes back as exactly one [`Outcome`].
     pub fn submit(&self, document: Document) {
-        self.load.documents.fetch_add(1, Ordering::Relaxed);
-        self.load
-            .bytes
-            .fetch_add(document.content.len(), Ordering::Relaxed);
-        // The splitter ends only when this sender is dropped.
-        let _ = self.inbox.send(document);
+        let lane = document
+            .pipeline
+            .remote
+            .is_some()
+            .then(|| self.remotes.lane(&document.pipeline));
+        let usage = lane.as_ref().map_or(&self.local_usage, |lane| &lane.usage);
+        let room = Reservation::new(
+            [Arc::clone(usage), Arc::clone(&self.usage)],
+            document.content.len(),
+        );
+        if let Some(lane) = &lane {
+            lane.will_be_split();
+        }
+        // The splitters end only when this sender is dropped.
+        let _ = self.inbox.send(Submitted {
+            document,
+            room,
+            lane,
+        });
     }
 
     /// Up to `max` finished documents, at once; empty when there are none.
     pub fn poll(&self, max: usize) -> Vec<Outcome> {
-        let mut finished = Vec::new();
-        while finished.len() < max {
-            let Ok((outcome, bytes)) = self.outcomes.try_recv() else {
-                break;
-            };
-            self.load.documents.fetch_sub(1, Ordering::Relaxed);
-            self.load.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            finished.push(outcome);
-        }
-        finished
+        let finished = self.outcomes.try_iter().take(max);
+        finished.map(|(outcome, _room)| outcome).collect()
+    }
+
+    /// What the log should tell since the last call.
+    pub fn take_events(&self) -> Vec<Event> {
+        self.remotes.take_events()
+    }
+
+    /// `(pipeline, requests, tokens)` sent to remote models since the last call, queries included.
+    pub fn take_spent(&self) -> Vec<(i32, u64, u64)> {
+        self.remotes.take_spent()
     }
 
     /// A handle for embedding queries, for any thread.
     pub fn queries(&self) -> Queries {
-        Queries::new(Arc::clone(&self.models))
+        self.queries.clone()
+    }
+
+    /// The models of this process.
+    pub fn models(&self) -> &Arc<Models> {
+        &self.models
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.local.close();
+        self.remotes.configure(&[]);
     }
 }
 

@@ -1,9 +1,10 @@
-//! The local models of this process: loaded at first use, kept, shared.
+//! The local models and the tokenizers of this process: loaded at first use, kept, shared.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use chunker::Tokenizer;
 use embedder::local::LocalModel;
 use embedder::{EmbedError, ModelName, Provider};
 
@@ -11,6 +12,7 @@ use embedder::{EmbedError, ModelName, Provider};
 pub struct Models {
     directory: PathBuf,
     loaded: Mutex<HashMap<String, Arc<LocalModel>>>,
+    tokenizers: Mutex<HashMap<String, Tokenizer>>,
 }
 
 impl Models {
@@ -19,6 +21,7 @@ impl Models {
         Self {
             directory,
             loaded: Mutex::default(),
+            tokenizers: Mutex::default(),
         }
     }
 
@@ -35,7 +38,7 @@ impl Models {
     pub fn get(&self, model: &ModelName) -> Result<Arc<LocalModel>, EmbedError> {
         if model.provider != Provider::Local {
             return Err(EmbedError::model_unusable(format!(
-                "provider of model {model} is not supported yet"
+                "model {model} is not a local one"
             )));
         }
         // Held while loading, so that two threads do not load one model twice.
@@ -45,6 +48,24 @@ impl Models {
         }
         let fresh = Arc::new(LocalModel::load(&Self::path(&self.directory, model))?);
         loaded.insert(model.name.clone(), Arc::clone(&fresh));
+        Ok(fresh)
+    }
+
+    /// The tokenizer of an encoding of tiktoken.
+    ///
+    /// # Errors
+    /// `model_unusable` is set: there is no such encoding.
+    pub fn tokenizer(&self, encoding: &str) -> Result<Tokenizer, EmbedError> {
+        let mut known = self
+            .tokenizers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.get(encoding) {
+            return Ok(found.clone());
+        }
+        let fresh = Tokenizer::tiktoken(encoding)
+            .map_err(|error| EmbedError::model_unusable(error.to_string()))?;
+        known.insert(encoding.to_owned(), fresh.clone());
         Ok(fresh)
     }
 }

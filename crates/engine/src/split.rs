@@ -1,116 +1,138 @@
-//! The splitter's thread: documents become chunks, chunks become requests.
+//! The splitters' threads: documents become chunks, chunks join the backlog of their pipeline.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use chunker::SplitError;
+use chunker::{SplitError, Tokenizer};
 use embedder::local::LocalModel;
+use embedder::remote::Purpose;
 use embedder::{EmbedError, ErrorClass};
 
 use crate::assembly::{Assembly, EmbeddedChunk, Outcome, Results};
-use crate::call::Request;
+use crate::local::LocalQueue;
 use crate::models::Models;
-use crate::pack::{Capacity, Packer};
+use crate::pack::Item;
+use crate::remote::{Lane, Remotes};
 use crate::threads::{lower_priority, spawn_with_signals_blocked};
+use crate::usage::Reservation;
 use crate::{Document, Pipeline};
 
-/// Tokens in a request for a local model: about a quarter of a second of work on one core, so that no request keeps a
-/// query or a shutdown waiting, and enough to fill a batch. Longer batches are not faster: inference is bound by
-/// arithmetic from some 512 tokens on.
-const LOCAL_REQUEST_TOKENS: usize = 1024;
-
-/// Inputs in a request for a local model.
-const LOCAL_REQUEST_INPUTS: usize = 64;
+/// Attempts after which a document is sent alone.
+const ALONE_AFTER: u32 = 2;
 
 /// A chunk on its way into a request.
+#[derive(Clone)]
 pub(crate) struct Part {
     pub(crate) document: Arc<Assembly>,
     pub(crate) chunk: usize,
 }
 
-pub(crate) fn start(
-    documents: Receiver<Document>,
-    requests: SyncSender<Request>,
-    results: Results,
-    models: &Arc<Models>,
-) -> io::Result<()> {
-    let models = Arc::clone(models);
-    spawn_with_signals_blocked("ingest split", move || {
-        lower_priority();
-        run(&documents, &requests, &results, &models);
-    })
+/// A document on its way to be split.
+pub(crate) struct Submitted {
+    pub(crate) document: Document,
+    pub(crate) room: Reservation,
+    /// Where its chunks go when its model is a remote one.
+    pub(crate) lane: Option<Arc<Lane>>,
 }
 
-fn run(
-    documents: &Receiver<Document>,
-    requests: &SyncSender<Request>,
-    results: &Results,
-    models: &Models,
-) {
-    // One open request at a time: the worker submits pipelines in turns, in runs of documents.
-    let mut open: Option<(Arc<Pipeline>, Arc<LocalModel>, Packer<Part>)> = None;
-    loop {
-        let document = match documents.try_recv() {
-            Ok(document) => document,
-            Err(TryRecvError::Disconnected) => return,
-            Err(TryRecvError::Empty) => {
-                // Nothing else is coming: what has been gathered goes now, full or not.
-                if let Some((pipeline, model, mut packer)) = open.take() {
-                    send(requests, &pipeline, &model, packer.take());
-                }
-                match documents.recv() {
-                    Ok(document) => document,
-                    Err(_) => return,
-                }
+/// What the splitters need.
+pub(crate) struct Context {
+    pub(crate) models: Arc<Models>,
+    pub(crate) results: Results,
+    pub(crate) local: Arc<LocalQueue>,
+    pub(crate) remotes: Arc<Remotes>,
+}
+
+pub(crate) fn start(
+    threads: usize,
+    documents: Receiver<Submitted>,
+    context: Context,
+) -> io::Result<()> {
+    let documents = Arc::new(Mutex::new(documents));
+    let context = Arc::new(context);
+    for number in 0..threads {
+        let documents = Arc::clone(&documents);
+        let context = Arc::clone(&context);
+        spawn_with_signals_blocked(&format!("ingest split {number}"), move || {
+            lower_priority();
+            loop {
+                let next = documents
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .recv();
+                let Ok(submitted) = next else { return };
+                context.split(submitted);
             }
-        };
-        if !matches!(&open, Some((pipeline, _, _)) if *pipeline == document.pipeline)
-            && let Some((pipeline, model, mut packer)) = open.take()
-        {
-            send(requests, &pipeline, &model, packer.take());
-        }
-        let bytes = document.content.len();
+        })?;
+    }
+    Ok(())
+}
+
+impl Context {
+    fn split(&self, submitted: Submitted) {
+        let Submitted {
+            document,
+            room,
+            lane,
+        } = submitted;
         let ticket = document.ticket;
-        match prepare(&document, models) {
-            Err(error) => results.send(Outcome::from_error(ticket, error), bytes),
-            Ok((model, chunks)) => {
-                let (pipeline, model, packer) = open.get_or_insert_with(|| {
-                    let capacity = Capacity {
-                        inputs: document.pipeline.batch_size.unwrap_or(LOCAL_REQUEST_INPUTS),
-                        tokens: LOCAL_REQUEST_TOKENS,
-                    };
-                    (Arc::clone(&document.pipeline), model, Packer::new(capacity))
-                });
-                let counts: Vec<usize> = chunks.iter().map(|c| c.tokens).collect();
-                let assembly = Arc::new(Assembly::new(ticket, bytes, chunks, results.clone()));
-                for (chunk, tokens) in counts.into_iter().enumerate() {
-                    let part = Part {
+        match prepare(&document, &self.models) {
+            Err(error) => self.results.send(Outcome::from_error(ticket, error), room),
+            Ok((cutter, chunks)) => {
+                let pipeline = &document.pipeline;
+                let extra = cutter.extra_tokens(pipeline);
+                let counts: Vec<usize> = chunks.iter().map(|c| c.tokens + extra).collect();
+                let assembly = Arc::new(Assembly::new(ticket, room, chunks, self.results.clone()));
+                let items = counts.into_iter().enumerate().map(|(chunk, tokens)| Item {
+                    value: Part {
                         document: Arc::clone(&assembly),
                         chunk,
-                    };
-                    let full = packer.add(part, tokens + model.tokenizer().special_tokens());
-                    send(requests, pipeline, model, full);
+                    },
+                    tokens,
+                    alone: document.attempts >= ALONE_AFTER,
+                    refused: 0,
+                });
+                match (cutter, &lane) {
+                    (Cutter::Local(model), _) => self.local.push(pipeline, &model, items),
+                    (Cutter::Remote(_), Some(lane)) => self.remotes.push(lane, items),
+                    (Cutter::Remote(_), None) => {}
                 }
             }
+        }
+        if let Some(lane) = lane {
+            lane.was_split();
         }
     }
 }
 
-fn send(
-    requests: &SyncSender<Request>,
-    pipeline: &Arc<Pipeline>,
-    model: &Arc<LocalModel>,
-    parts: Option<Vec<Part>>,
-) {
-    if let Some(parts) = parts {
-        // Callers live as long as this sender.
-        let _ = requests.send(Request {
-            pipeline: Arc::clone(pipeline),
-            model: Arc::clone(model),
-            parts,
-        });
+/// What cuts a document and counts its tokens.
+enum Cutter {
+    Local(Arc<LocalModel>),
+    Remote(Tokenizer),
+}
+
+impl Cutter {
+    fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Self::Local(model) => model.tokenizer(),
+            Self::Remote(tokenizer) => tokenizer,
+        }
+    }
+
+    /// Tokens that every input has besides those of its chunk.
+    fn extra_tokens(&self, pipeline: &Pipeline) -> usize {
+        let prefix = pipeline
+            .remote
+            .as_ref()
+            .map_or("", |remote| remote.prefix(Purpose::Document));
+        let prefix = if prefix.is_empty() {
+            0
+        } else {
+            self.tokenizer().count(prefix)
+        };
+        prefix + self.tokenizer().special_tokens()
     }
 }
 
@@ -118,11 +140,14 @@ fn send(
 fn prepare(
     document: &Document,
     models: &Models,
-) -> Result<(Arc<LocalModel>, Vec<EmbeddedChunk>), EmbedError> {
-    let model = models.get(&document.pipeline.model)?;
-    let options = &document.pipeline.split;
+) -> Result<(Cutter, Vec<EmbeddedChunk>), EmbedError> {
+    let pipeline = &document.pipeline;
+    let cutter = match &pipeline.remote {
+        None => Cutter::Local(models.get(&pipeline.model)?),
+        Some(remote) => Cutter::Remote(models.tokenizer(&remote.encoding)?),
+    };
     let chunks = catch_unwind(AssertUnwindSafe(|| {
-        let chunks = chunker::split(&document.content, options, model.tokenizer())?;
+        let chunks = chunker::split(&document.content, &pipeline.split, cutter.tokenizer())?;
         Ok(chunks
             .into_iter()
             .map(|chunk| EmbeddedChunk {
@@ -137,7 +162,7 @@ fn prepare(
     if chunks.is_empty() {
         return Err(failure(PrepareError::Blank));
     }
-    Ok((model, chunks))
+    Ok((cutter, chunks))
 }
 
 enum PrepareError {

@@ -21,6 +21,7 @@ fn pipeline(chunk_tokens: usize) -> Arc<Pipeline> {
             chunk_overlap: 0,
         },
         batch_size: None,
+        remote: None,
     })
 }
 
@@ -35,25 +36,22 @@ fn run(
     let engine = Engine::start(Config {
         model_dir: model_dir.to_owned(),
         inference_threads: 2,
-        max_documents: contents.len(),
-        max_bytes: usize::MAX,
+        split_threads: 2,
         notify: Arc::new(move || {
             let _ = ring.lock().map(|ring| ring.send(()));
         }),
     })
     .expect("threads");
     for (ticket, content) in contents.iter().enumerate() {
-        assert!(engine.has_room());
+        assert!(engine.room(pipeline).is_some());
         engine.submit(Document {
             ticket: ticket as u64,
             pipeline: Arc::clone(pipeline),
             content: content.clone(),
+            attempts: 0,
         });
     }
-    assert!(
-        !engine.has_room(),
-        "it holds as many documents as it was told to"
-    );
+    assert!(engine.documents_in_flight() > 0);
     let mut ended: BTreeMap<u64, Vec<Outcome>> = BTreeMap::new();
     while engine.documents_in_flight() > 0 {
         rung.recv_timeout(Duration::from_secs(120))
@@ -62,7 +60,7 @@ fn run(
             ended.entry(outcome.ticket()).or_default().push(outcome);
         }
     }
-    assert_eq!(engine.free_documents(), contents.len());
+    assert_eq!(engine.room(pipeline), LOCAL_ROOM, "all room is given back");
     ended
 }
 
@@ -124,13 +122,16 @@ fn a_chunk_and_the_same_text_as_a_query_have_the_same_vector() {
     let Some([Outcome::Embedded { chunks, .. }]) = ended.get(&0).map(Vec::as_slice) else {
         panic!("{ended:?}")
     };
-    let queries = Queries::new(Arc::new(Models::new(dir)));
-    let query = queries
-        .embed(
-            &pipeline(100).model,
-            &text,
-            &embedder::local::InferenceThreads::new(1),
-        )
+    let engine = Engine::start(Config {
+        model_dir: dir,
+        inference_threads: 1,
+        split_threads: 1,
+        notify: Arc::new(|| ()),
+    })
+    .expect("threads");
+    let query = engine
+        .queries()
+        .embed(1, &pipeline(100).model, &text, || true)
         .expect("a vector");
     let cosine: f32 = query
         .iter()

@@ -24,7 +24,7 @@ const AZURE_API_VERSION: &str = "2024-10-21";
 
 /// Where and how the requests of a pipeline go: address, headers, the frame of the body. Cheap to use for many requests;
 /// holds no key.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Endpoint {
     model: ModelName,
     url: Url,

@@ -13,7 +13,7 @@ pub(super) enum Wire {
 
 /// What all requests of an endpoint for one purpose have in common. Made once, so that a request is little more than a
 /// copy of its inputs.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(super) struct Template {
     /// `{…,"input":[`
     head: Vec<u8>,

@@ -1,43 +1,116 @@
-//! The callers: threads that have requests embedded and hand the answers to their documents.
+//! Local models: threads that take requests from a common backlog, run the model, and hand the vectors to the documents.
 
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use embedder::local::{InferenceThreads, LocalModel};
 use embedder::{EmbedError, ErrorClass};
 
+use crate::Pipeline;
+use crate::pack::{Backlog, Item};
 use crate::split::Part;
 use crate::threads::{lower_priority, spawn_with_signals_blocked};
-use crate::{Load, Pipeline};
 
 /// Chunks to embed together.
-pub(crate) struct Request {
-    pub(crate) pipeline: Arc<Pipeline>,
-    pub(crate) model: Arc<LocalModel>,
-    pub(crate) parts: Vec<Part>,
+struct Request {
+    pipeline: Arc<Pipeline>,
+    model: Arc<LocalModel>,
+    parts: Vec<Part>,
 }
 
-pub(crate) fn start(threads: usize, calls: Receiver<Request>, load: &Arc<Load>) -> io::Result<()> {
-    let calls = Arc::new(Mutex::new(calls));
+/// What waits for a local model.
+#[derive(Default)]
+pub(crate) struct LocalQueue {
+    waiting: Mutex<Waiting>,
+    arrived: Condvar,
+    requests: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    pipelines: VecDeque<(Arc<Pipeline>, Arc<LocalModel>, Backlog<Part>)>,
+    closed: bool,
+}
+
+impl LocalQueue {
+    pub(crate) fn push(
+        &self,
+        pipeline: &Arc<Pipeline>,
+        model: &Arc<LocalModel>,
+        items: impl Iterator<Item = Item<Part>>,
+    ) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = waiting.pipelines.iter().position(|(p, ..)| p == pipeline);
+        let index = known.unwrap_or_else(|| {
+            let entry = (Arc::clone(pipeline), Arc::clone(model), Backlog::default());
+            waiting.pipelines.push_back(entry);
+            waiting.pipelines.len() - 1
+        });
+        for item in items {
+            waiting.pipelines[index].2.push(item);
+        }
+        self.arrived.notify_all();
+    }
+
+    /// The next request, the pipelines in turns; waits for one. `None` when there will be no more.
+    fn next(&self) -> Option<Request> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if waiting.closed {
+                return None;
+            }
+            if let Some((pipeline, model, mut backlog)) = waiting.pipelines.pop_front() {
+                if let Some(packed) = backlog.peek(pipeline.capacity()) {
+                    let items = backlog.take(packed);
+                    let request = Request {
+                        pipeline: Arc::clone(&pipeline),
+                        model: Arc::clone(&model),
+                        parts: items.into_iter().map(|item| item.value).collect(),
+                    };
+                    if !backlog.is_empty() {
+                        waiting.pipelines.push_back((pipeline, model, backlog));
+                    }
+                    return Some(request);
+                }
+                continue;
+            }
+            waiting = self
+                .arrived
+                .wait(waiting)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Requests being answered.
+    pub(crate) fn requests_in_flight(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Ends the callers after what they are doing.
+    pub(crate) fn close(&self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.closed = true;
+        self.arrived.notify_all();
+    }
+}
+
+pub(crate) fn start(threads: usize, queue: &Arc<LocalQueue>) -> io::Result<()> {
     for number in 0..threads {
-        let calls = Arc::clone(&calls);
-        let load = Arc::clone(load);
+        let queue = Arc::clone(queue);
         spawn_with_signals_blocked(&format!("ingest call {number}"), move || {
             lower_priority();
             // One thread an inference and several inferences at once: no thread waits for another inside a matrix product.
             let threads = InferenceThreads::new(1);
-            loop {
-                let next = calls.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                let Ok(request) = next else { return };
-                load.requests.fetch_add(1, Ordering::Relaxed);
+            while let Some(request) = queue.next() {
+                queue.requests.fetch_add(1, Ordering::Relaxed);
                 answer(&request, |inputs| {
                     let texts: Vec<&str> = inputs.iter().map(String::as_str).collect();
                     request.model.embed(&texts, &threads)
                 });
-                load.requests.fetch_sub(1, Ordering::Relaxed);
+                queue.requests.fetch_sub(1, Ordering::Relaxed);
             }
         })?;
     }
@@ -70,7 +143,7 @@ fn answer(
 
 /// Whether the same inputs in smaller requests may do better: something in them was refused. Errors about the moment
 /// (throttling, timeouts), the caller (a key) or the model are not.
-fn blames_the_inputs(error: &EmbedError) -> bool {
+pub(crate) fn blames_the_inputs(error: &EmbedError) -> bool {
     !error.model_unusable
         && matches!(
             error.class,

@@ -1,0 +1,658 @@
+//! Remote models: one thread with an asynchronous runtime, on it a lane for each pipeline.
+//!
+//! A lane takes a place among the pipeline's requests in flight, asks the budget, and only then packs what waits into a
+//! request. What comes back goes to the documents; a request that was refused for the moment (429) goes back to the front
+//! and costs nobody an attempt; one that was refused for what is in it is halved.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use embedder::remote::{Answer, Client, Purpose};
+use embedder::{EmbedError, ErrorClass};
+use limiter::Now;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::assembly::Results;
+use crate::local::blames_the_inputs;
+use crate::pack::{Backlog, Item, Packed};
+use crate::pipeline::{Budget, Pipeline, Remote};
+use crate::split::Part;
+use crate::threads::spawn_with_signals_blocked;
+use crate::usage::Usage;
+
+/// How long a request that is not full waits for documents that are being split just now.
+const LONGEST_HOLD: Duration = Duration::from_millis(20);
+/// Between two looks at a place in flight that another process may give back, and at what a hold waits for.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Longest sleep before the budget is asked again: a limit that somebody raises meanwhile is noticed by then.
+const LONGEST_SLEEP: Duration = Duration::from_millis(200);
+/// What a runtime that does not run is answered with.
+const NOT_RUNNING: &str = "the thread for remote calls could not be started";
+
+/// Something that happened and that the log should tell, without any content or key.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// The pipeline.
+    pub pipeline: i32,
+    /// Inputs of the request.
+    pub inputs: usize,
+    /// How often this request has been sent.
+    pub attempt: u32,
+    /// What the provider said.
+    pub error: EmbedError,
+    /// How long everybody on its limit waits before the next request.
+    pub wait: Duration,
+}
+
+/// What a pipeline sent, to be written down.
+#[derive(Debug, Default)]
+struct Spent {
+    requests: AtomicU64,
+    tokens: AtomicU64,
+}
+
+/// The lanes and the thread that serves them.
+pub(crate) struct Remotes {
+    lanes: Mutex<HashMap<i32, Arc<Lane>>>,
+    runtime: OnceLock<Option<Handle>>,
+    client: Mutex<Option<(Duration, Client)>>,
+    events: Mutex<Vec<Event>>,
+    requests: AtomicUsize,
+    results: Results,
+}
+
+/// What waits for one pipeline's requests.
+pub(crate) struct Lane {
+    state: Mutex<LaneState>,
+    changed: Notify,
+    /// Documents submitted and not yet split.
+    unsplit: AtomicUsize,
+    pub(crate) usage: Arc<Usage>,
+    spent: Spent,
+}
+
+struct LaneState {
+    pipeline: Arc<Pipeline>,
+    backlog: Backlog<Part>,
+    running: bool,
+    closed: bool,
+}
+
+/// A place among the requests in flight.
+struct Place(Budget);
+
+impl Place {
+    fn take(remote: &Remote) -> Option<Self> {
+        let budget = remote.budget;
+        budget
+            .in_flight
+            .try_begin(budget.worker, remote.concurrency)
+            .then_some(Self(budget))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.in_flight.end(self.0.worker);
+    }
+}
+
+impl Lane {
+    fn new(pipeline: Arc<Pipeline>) -> Self {
+        Self {
+            state: Mutex::new(LaneState {
+                pipeline,
+                backlog: Backlog::default(),
+                running: false,
+                closed: false,
+            }),
+            changed: Notify::new(),
+            unsplit: AtomicUsize::new(0),
+            usage: Arc::default(),
+            spent: Spent::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, LaneState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn pipeline(&self) -> Arc<Pipeline> {
+        Arc::clone(&self.state().pipeline)
+    }
+
+    pub(crate) fn will_be_split(&self) {
+        self.unsplit.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn was_split(&self) {
+        self.unsplit.fetch_sub(1, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// The request that could be sent now. Chunks of documents that have failed meanwhile are not worth a call.
+    fn peek(&self) -> Option<Packed> {
+        let mut state = self.state();
+        let capacity = state.pipeline.capacity();
+        let packed = state.backlog.peek(capacity)?;
+        state
+            .backlog
+            .retain_front(packed, |part| !part.document.has_ended());
+        state.backlog.peek(capacity)
+    }
+
+    fn has_another_key(&self, pipeline: &Pipeline) -> bool {
+        let present = self.pipeline();
+        let key = |pipeline: &Pipeline| pipeline.remote.as_ref().and_then(|r| r.key.clone());
+        key(&present) != key(pipeline)
+    }
+
+    fn fail_all(&self, error: &EmbedError) {
+        let items = self.state().backlog.drain();
+        for item in items {
+            item.value.document.failed(error.clone());
+        }
+    }
+}
+
+impl Remotes {
+    pub(crate) fn new(results: Results) -> Self {
+        Self {
+            lanes: Mutex::default(),
+            runtime: OnceLock::new(),
+            client: Mutex::default(),
+            events: Mutex::default(),
+            requests: AtomicUsize::new(0),
+            results,
+        }
+    }
+
+    /// The thread, started at its first use: a worker without remote pipelines has none.
+    fn runtime(&self) -> Result<&Handle, EmbedError> {
+        self.runtime
+            .get_or_init(|| start_runtime().ok())
+            .as_ref()
+            .ok_or_else(|| EmbedError::model_unusable(NOT_RUNNING))
+    }
+
+    /// The connections, made anew when the time to wait for one has changed.
+    fn client(&self, remote: &Remote) -> Result<Client, EmbedError> {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((timeout, client)) = &*client
+            && *timeout == remote.connect_timeout
+        {
+            return Ok(client.clone());
+        }
+        let fresh = Client::new(remote.connect_timeout)?;
+        *client = Some((remote.connect_timeout, fresh.clone()));
+        Ok(fresh)
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, HashMap<i32, Arc<Lane>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lane of a pipeline.
+    pub(crate) fn lane(&self, pipeline: &Arc<Pipeline>) -> Arc<Lane> {
+        let mut lanes = self.lanes();
+        let lane = lanes
+            .entry(pipeline.id)
+            .or_insert_with(|| Arc::new(Lane::new(Arc::clone(pipeline))));
+        Arc::clone(lane)
+    }
+
+    /// Takes the present definitions; what waits for a pipeline that is gone ends.
+    pub(crate) fn configure(&self, pipelines: &[Arc<Pipeline>]) {
+        let mut lanes = self.lanes();
+        let present: HashMap<i32, &Arc<Pipeline>> = pipelines
+            .iter()
+            .filter(|p| p.remote.is_some())
+            .map(|p| (p.id, p))
+            .collect();
+        lanes.retain(|id, lane| {
+            let kept = present.get(id);
+            match kept {
+                Some(pipeline) => lane.state().pipeline = Arc::clone(pipeline),
+                None => {
+                    lane.state().closed = true;
+                    lane.fail_all(&EmbedError::new(
+                        ErrorClass::Internal,
+                        "the pipeline was dropped",
+                    ));
+                }
+            }
+            lane.changed.notify_one();
+            kept.is_some()
+        });
+    }
+
+    /// Adds chunks to a lane, and sets it going.
+    pub(crate) fn push(
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
+        items: impl Iterator<Item = Item<Part>>,
+    ) {
+        let start = {
+            let mut state = lane.state();
+            for item in items {
+                state.backlog.push(item);
+            }
+            !std::mem::replace(&mut state.running, true)
+        };
+        lane.changed.notify_one();
+        if start {
+            match self.runtime() {
+                Ok(runtime) => {
+                    runtime.spawn(Arc::clone(self).run(Arc::clone(lane)));
+                }
+                Err(error) => {
+                    lane.state().running = false;
+                    lane.fail_all(&error);
+                }
+            }
+        }
+    }
+
+    /// Serves a lane until it is closed.
+    async fn run(self: Arc<Self>, lane: Arc<Lane>) {
+        loop {
+            // Whoever changes something after this look leaves a permit for the wait.
+            if lane.state().closed {
+                lane.fail_all(&EmbedError::new(
+                    ErrorClass::Internal,
+                    "the pipeline was dropped",
+                ));
+                return;
+            }
+            let pipeline = lane.pipeline();
+            let Some(remote) = &pipeline.remote else {
+                return;
+            };
+            if lane.state().backlog.is_empty() {
+                lane.changed.notified().await;
+                continue;
+            }
+            let Some(place) = Place::take(remote) else {
+                let _ = tokio::time::timeout(LOOK_AGAIN, lane.changed.notified()).await;
+                continue;
+            };
+            if let Some((items, tokens)) = admitted(&lane).await {
+                let this = Arc::clone(&self);
+                let lane = Arc::clone(&lane);
+                let pipeline = lane.pipeline();
+                tokio::spawn(async move {
+                    this.exchange(&lane, pipeline, items, tokens).await;
+                    drop(place);
+                    lane.changed.notify_one();
+                });
+            }
+        }
+    }
+
+    /// Sends one request and tells the documents.
+    async fn exchange(
+        &self,
+        lane: &Lane,
+        pipeline: Arc<Pipeline>,
+        items: Vec<Item<Part>>,
+        tokens: usize,
+    ) {
+        let (items, texts): (Vec<Item<Part>>, Vec<String>) = items
+            .into_iter()
+            .filter_map(|item| {
+                let text = item.value.document.text(item.value.chunk)?;
+                Some((item, text))
+            })
+            .unzip();
+        if items.is_empty() {
+            return;
+        }
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.results.ring();
+        let result = self
+            .call(&pipeline, &lane.spent, Purpose::Document, texts, tokens)
+            .await;
+        self.requests.fetch_sub(1, Ordering::Relaxed);
+        match result {
+            Ok(answer) => {
+                for (item, vector) in items.into_iter().zip(answer.vectors) {
+                    item.value.document.embedded(item.value.chunk, vector);
+                }
+            }
+            Err(Refusal {
+                error,
+                wait: Some(wait),
+            }) => {
+                let mut items = items;
+                let mut attempt = 0;
+                for item in &mut items {
+                    item.refused += 1;
+                    attempt = attempt.max(item.refused);
+                }
+                self.note(Event {
+                    pipeline: pipeline.id,
+                    inputs: items.len(),
+                    attempt,
+                    error,
+                    wait,
+                });
+                lane.state().backlog.put_back(items);
+            }
+            // The key has been changed since this request was sent.
+            Err(Refusal { error, wait: None })
+                if error.class == ErrorClass::Auth && lane.has_another_key(&pipeline) =>
+            {
+                lane.state().backlog.put_back(items);
+            }
+            Err(Refusal { error, wait: None }) if error.blocks_pipeline() => {
+                for item in items {
+                    item.value.document.failed(error.clone());
+                }
+                // What waits would be refused alike.
+                lane.fail_all(&error);
+            }
+            Err(Refusal { error, wait: None }) => {
+                if items.len() > 1 && blames_the_inputs(&error) {
+                    let mut left = items;
+                    let right = left.split_off(left.len() / 2);
+                    let mut state = lane.state();
+                    state.backlog.put_back(right);
+                    state.backlog.put_back(left);
+                } else {
+                    for item in items {
+                        item.value.document.failed(error.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// One call, settled with the budget.
+    async fn call(
+        &self,
+        pipeline: &Arc<Pipeline>,
+        spent: &Spent,
+        purpose: Purpose,
+        texts: Vec<String>,
+        tokens: usize,
+    ) -> Result<Answer, Refusal> {
+        let remote = pipeline.remote.as_ref().ok_or_else(|| Refusal {
+            error: EmbedError::model_unusable("the pipeline has no remote model"),
+            wait: None,
+        })?;
+        let limit = remote.budget.limit;
+        spent.requests.fetch_add(1, Ordering::Relaxed);
+        spent.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        let client = self.client(remote).map_err(Refusal::from)?;
+        let call = {
+            let (endpoint, key) = (Arc::clone(&remote.endpoint), remote.key.clone());
+            let (dimensions, timeout) = (pipeline.dimensions, remote.timeout);
+            async move {
+                let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+                client
+                    .embed(
+                        &endpoint,
+                        key.as_deref(),
+                        purpose,
+                        &texts,
+                        dimensions,
+                        timeout,
+                    )
+                    .await
+            }
+        };
+        // A task of its own: a panic in it is an error here.
+        let result = tokio::spawn(call).await.unwrap_or_else(|_| {
+            Err(EmbedError::new(
+                ErrorClass::Internal,
+                "the call to the provider failed",
+            ))
+        });
+        let now = Now::read();
+        match result {
+            Ok(answer) => {
+                limit.succeeded(now);
+                let said = answer.limits;
+                limit.server_limits(now, said.requests_per_minute, said.tokens_per_minute);
+                if let Some(actual) = answer.tokens {
+                    limit.settle(now, tokens as u64, actual);
+                    spent.correct(tokens as u64, actual);
+                }
+                Ok(answer)
+            }
+            Err(error) if error.class == ErrorClass::RateLimited => {
+                let wait = limit.rate_limited(now, error.retry_after, jitter());
+                Err(Refusal {
+                    error,
+                    wait: Some(wait),
+                })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn note(&self, event: Event) {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.push(event);
+        drop(events);
+        self.results.ring();
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_events(&self) -> Vec<Event> {
+        std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// `(pipeline, requests, tokens)` sent since the last call.
+    pub(crate) fn take_spent(&self) -> Vec<(i32, u64, u64)> {
+        self.lanes()
+            .iter()
+            .map(|(id, lane)| {
+                (
+                    *id,
+                    lane.spent.requests.swap(0, Ordering::Relaxed),
+                    lane.spent.tokens.swap(0, Ordering::Relaxed),
+                )
+            })
+            .filter(|(_, requests, tokens)| *requests > 0 || *tokens > 0)
+            .collect()
+    }
+
+    pub(crate) fn requests_in_flight(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The vector of a query: ahead of the backlog, and asked again while the provider is busy, until `deadline` or until
+    /// nobody wants it any more.
+    pub(crate) fn query(
+        self: &Arc<Self>,
+        pipeline: &Arc<Pipeline>,
+        text: String,
+        tokens: usize,
+        deadline: Instant,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Vec<f32>, EmbedError> {
+        let runtime = self.runtime()?;
+        let (sender, answers) = std::sync::mpsc::channel();
+        let this = Arc::clone(self);
+        let lane = self.lane(pipeline);
+        let pipeline = Arc::clone(pipeline);
+        let task = runtime.spawn(async move {
+            let _ = sender.send(
+                this.query_until(&lane, &pipeline, text, tokens, deadline)
+                    .await,
+            );
+        });
+        loop {
+            match answers.recv_timeout(Duration::from_millis(50)) {
+                Ok(answer) => return answer,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if wanted() => {}
+                Err(_) => {
+                    task.abort();
+                    return Err(EmbedError::new(
+                        ErrorClass::Internal,
+                        "the query was given up",
+                    ));
+                }
+            }
+        }
+    }
+
+    async fn query_until(
+        &self,
+        lane: &Lane,
+        pipeline: &Arc<Pipeline>,
+        text: String,
+        tokens: usize,
+        deadline: Instant,
+    ) -> Result<Vec<f32>, EmbedError> {
+        let Some(remote) = &pipeline.remote else {
+            return Err(EmbedError::model_unusable(
+                "the pipeline has no remote model",
+            ));
+        };
+        let mut last: Option<EmbedError> = None;
+        let mut attempt = 0;
+        loop {
+            let claimant = remote.budget.claimant(true);
+            match remote
+                .budget
+                .limit
+                .admit(Now::read(), claimant, tokens as u64)
+            {
+                Ok(()) => {
+                    let texts = vec![text.clone()];
+                    match self
+                        .call(pipeline, &lane.spent, Purpose::Query, texts, tokens)
+                        .await
+                    {
+                        Ok(mut answer) => {
+                            return answer.vectors.pop().ok_or_else(|| {
+                                EmbedError::new(ErrorClass::BadResponse, "no vector in the answer")
+                            });
+                        }
+                        Err(Refusal {
+                            error,
+                            wait: Some(wait),
+                        }) => {
+                            attempt += 1;
+                            self.note(Event {
+                                pipeline: pipeline.id,
+                                inputs: 1,
+                                attempt,
+                                error: error.clone(),
+                                wait,
+                            });
+                            last = Some(error);
+                        }
+                        Err(Refusal { error, wait: None }) => return Err(error),
+                    }
+                }
+                Err(wait) => {
+                    let wait = wait.duration();
+                    if Instant::now() + wait >= deadline {
+                        return Err(last.unwrap_or_else(|| {
+                            EmbedError::new(
+                                ErrorClass::RateLimited,
+                                format!(
+                                    "the budget of the pipeline allows no request for another {:.0} s",
+                                    wait.as_secs_f64().ceil()
+                                ),
+                            )
+                            .with_hint("SELECT * FROM ingest.limits shows what is used and until when it cools down.")
+                        }));
+                    }
+                    sleep(wait.min(LONGEST_SLEEP)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Spent {
+    /// After an answer that said how many tokens it counted. What was taken meanwhile is not taken back.
+    fn correct(&self, estimated: u64, actual: u64) {
+        if actual >= estimated {
+            self.tokens.fetch_add(actual - estimated, Ordering::Relaxed);
+        } else {
+            let _ = self
+                .tokens
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tokens| {
+                    Some(tokens.saturating_sub(estimated - actual))
+                });
+        }
+    }
+}
+
+/// A call that gave no vectors.
+struct Refusal {
+    error: EmbedError,
+    /// How long everybody waits, when it was refused for the moment only.
+    wait: Option<Duration>,
+}
+
+impl From<EmbedError> for Refusal {
+    fn from(error: EmbedError) -> Self {
+        Self { error, wait: None }
+    }
+}
+
+/// The next request of a lane, once its budget allows it; `None` when there is nothing left to send.
+async fn admitted(lane: &Lane) -> Option<(Vec<Item<Part>>, usize)> {
+    let mut held = Duration::ZERO;
+    loop {
+        let packed = lane.peek()?;
+        if !packed.full && held < LONGEST_HOLD && lane.unsplit.load(Ordering::Relaxed) > 0 {
+            let start = Instant::now();
+            let _ = tokio::time::timeout(LOOK_AGAIN, lane.changed.notified()).await;
+            held += start.elapsed().max(Duration::from_micros(100));
+            continue;
+        }
+        let pipeline = lane.pipeline();
+        let remote = pipeline.remote.as_ref()?;
+        let claimant = remote.budget.claimant(false);
+        let limit = remote.budget.limit;
+        match limit.admit(Now::read(), claimant, packed.tokens as u64) {
+            Ok(()) => {
+                let items = lane.state().backlog.take(packed);
+                let tokens = items.iter().map(|item| item.tokens).sum();
+                return Some((items, tokens));
+            }
+            Err(wait) => sleep(wait.duration().min(LONGEST_SLEEP)).await,
+        }
+    }
+}
+
+/// A number from 0 to 1, different each time.
+fn jitter() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(Instant::now()) as f64 / u64::MAX as f64
+}
+
+/// A thread that runs a runtime for as long as the process lives.
+fn start_runtime() -> io::Result<Handle> {
+    let (sender, handle) = std::sync::mpsc::channel();
+    spawn_with_signals_blocked("ingest remote", move || {
+        let built = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .thread_name("ingest lookup")
+            .build();
+        match built {
+            Ok(runtime) => {
+                let _ = sender.send(Ok(runtime.handle().clone()));
+                runtime.block_on(std::future::pending::<()>());
+            }
+            Err(error) => {
+                let _ = sender.send(Err(error));
+            }
+        }
+    })?;
+    handle
+        .recv()
+        .unwrap_or_else(|_| Err(io::Error::other(NOT_RUNNING)))
+}

@@ -1,0 +1,146 @@
+//! Who may send what where: the hosts that a pipeline may speak to and the keys that it may show them.
+//!
+//! A superuser may do anything. Everybody else's documents go to a provider's own public host or to one in
+//! `pg_ingest.allowed_hosts`, and their key is one that they could read themselves, or the administrator has allowed the
+//! host that it goes to.
+
+use embedder::key::{KeyReference, read_env, read_file};
+use embedder::remote::Endpoint;
+use embedder::{AllowedHosts, EmbedError, ErrorClass, Secret};
+use pgrx::prelude::*;
+
+use crate::owner::ActingAs;
+use crate::settings;
+
+/// Why something is not allowed.
+pub struct Denied {
+    /// What is not.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+/// Whether the owner of a pipeline may send documents to this endpoint and show it this key. `trusted` says that a
+/// superuser has set the endpoint.
+pub fn check(
+    endpoint: &Endpoint,
+    key: Option<&KeyReference>,
+    owner: pg_sys::Oid,
+    trusted: bool,
+) -> Result<(), Denied> {
+    // SAFETY: a catalog look-up inside a transaction.
+    if unsafe { pg_sys::superuser_arg(owner) } {
+        return Ok(());
+    }
+    let list = settings::allowed_hosts();
+    let listed = list
+        .parse::<AllowedHosts>()
+        .map_err(|error| Denied {
+            message: format!("the setting pg_ingest.allowed_hosts cannot be read: {error}"),
+            hint:
+                "It is a comma-separated list of hosts, such as api.voyageai.com, localhost:11434."
+                    .into(),
+        })?
+        .allows(endpoint);
+    let host = endpoint.host();
+    if !(listed || trusted || endpoint.is_default_host()) {
+        return Err(Denied {
+            message: format!("host {host} is not in pg_ingest.allowed_hosts"),
+            hint: format!(
+                "Ask an administrator: ALTER SYSTEM SET pg_ingest.allowed_hosts = '{host}'; SELECT pg_reload_conf();"
+            ),
+        });
+    }
+    let readable = match key {
+        None | Some(KeyReference::Vault(_)) => true,
+        Some(KeyReference::Env(_)) => false,
+        Some(KeyReference::File(_)) => may_read_files(owner),
+    };
+    if readable || listed {
+        return Ok(());
+    }
+    let key = key.map(ToString::to_string).unwrap_or_default();
+    Err(Denied {
+        message: format!("the owner of the pipeline may not use the key {key} with host {host}"),
+        hint: format!(
+            "A key of the server's environment is for superusers, one in a file for members of pg_read_server_files, unless \
+             {host} is in pg_ingest.allowed_hosts; vault:NAME works for who can read the secret."
+        ),
+    })
+}
+
+fn may_read_files(role: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog look-up inside a transaction.
+    unsafe { pg_sys::has_privs_of_role(role, pg_sys::ROLE_PG_READ_SERVER_FILES.into()) }
+}
+
+/// The key behind a reference, read now. A secret in Vault is read as the pipeline's owner. Inside a transaction; raises
+/// when the look-up in Vault does.
+///
+/// # Errors
+/// The reference leads nowhere. The error blocks the pipeline and holds no key.
+pub fn resolve(reference: &KeyReference, owner: pg_sys::Oid) -> Result<Secret, EmbedError> {
+    match reference {
+        KeyReference::Vault(name) => {
+            let text = from_vault(name, owner)?;
+            Secret::new(&text)
+                .map_err(|error| refused(&format!("secret {name:?} of Vault is no key: {error}")))
+        }
+        KeyReference::Env(name) => read_env(name).map_err(|error| refused(&error.to_string())),
+        KeyReference::File(path) => read_file(path).map_err(|error| refused(&error.to_string())),
+    }
+}
+
+fn from_vault(name: &str, owner: pg_sys::Oid) -> Result<String, EmbedError> {
+    const VIEW: &str = "vault.decrypted_secrets";
+    let there = Spi::get_one::<bool>(
+        "SELECT pg_catalog.to_regclass('vault.decrypted_secrets') IS NOT NULL",
+    );
+    if there != Ok(Some(true)) {
+        return Err(refused(&format!(
+            "the key vault:{name} cannot be read: there is no view {VIEW} in this database"
+        ))
+        .with_hint("Install Supabase Vault (CREATE EXTENSION supabase_vault), or use env:NAME or file:PATH."));
+    }
+    // SAFETY: a catalog look-up inside a transaction.
+    let readable = Spi::get_one_with_args::<bool>(
+        "SELECT pg_catalog.has_table_privilege($1, 'vault.decrypted_secrets', 'SELECT')
+            AND pg_catalog.has_schema_privilege($1, 'vault', 'USAGE')",
+        &[owner.into()],
+    );
+    if readable != Ok(Some(true)) {
+        return Err(refused(&format!(
+            "the key vault:{name} cannot be read: the owner of the pipeline may not read {VIEW}"
+        ))
+        .with_hint("GRANT USAGE ON SCHEMA vault, and GRANT SELECT ON vault.decrypted_secrets, to the pipeline's owner."));
+    }
+    let _acting = ActingAs::new(owner);
+    let found = Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT decrypted_secret::text FROM vault.decrypted_secrets WHERE name OPERATOR(pg_catalog.=) $1",
+            Some(2),
+            &[name.into()],
+        )?;
+        let mut secrets = Vec::new();
+        for row in rows {
+            secrets.extend(row.get::<String>(1)?);
+        }
+        Ok::<_, pgrx::spi::Error>(secrets)
+    });
+    match found.unwrap_or_default().as_slice() {
+        [secret] => Ok(secret.clone()),
+        [] => Err(
+            refused(&format!("there is no secret {name:?} in Vault")).with_hint(format!(
+                "SELECT vault.create_secret('the key', '{}');",
+                name.replace('\'', "''")
+            )),
+        ),
+        _ => Err(refused(&format!(
+            "Vault has several secrets named {name:?}"
+        ))),
+    }
+}
+
+fn refused(message: &str) -> EmbedError {
+    EmbedError::new(ErrorClass::Auth, message)
+}
