@@ -98,7 +98,7 @@ impl Action {
 }
 
 /// In which a client on the same machine reads what it was sent.
-const A_MOMENT: Duration = Duration::from_millis(20);
+const A_MOMENT: Duration = Duration::from_millis(100);
 
 /// The plan to answer a request that is in order, or to let a fault befall it.
 pub(crate) fn answer(
@@ -233,7 +233,7 @@ fn zipped(json: &[u8]) -> Bytes {
 const BEGINNING: &[u8] = b"{\"object\":\"list\",\"data\":[";
 
 /// What is repeated to make an answer huge.
-const BLANKS: [u8; 64 * 1024] = [b' '; 64 * 1024];
+static BLANKS: [u8; 64 * 1024] = [b' '; 64 * 1024];
 
 fn huge(bytes: u64) -> Vec<Step> {
     let rest = bytes.saturating_sub(BEGINNING.len() as u64);
