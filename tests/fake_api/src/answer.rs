@@ -245,8 +245,8 @@ fn huge(bytes: u64) -> Vec<Step> {
     ]
 }
 
-/// [`huge`], as gzip. A piece is compressed once and sent many times: after a full flush nothing refers to what came
-/// before, and pieces begin at whole bytes.
+/// [`huge`], as gzip. A piece is compressed once and sent many times: as each has a compressor of its own, it refers to
+/// nothing before it, and the flush lets it end with a whole byte.
 fn bomb(bytes: u64) -> Vec<Step> {
     // RFC 1952, 2.3: magic number, deflate, no flags, no time, no hint, unknown system.
     const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
@@ -260,11 +260,11 @@ fn bomb(bytes: u64) -> Vec<Step> {
                 for _ in 0..times {
                     sum.combine(&piece_sum);
                 }
-                Step::Repeat(deflated(&bytes, FlushCompress::Full), times)
+                Step::Repeat(deflated(&bytes, FlushCompress::Sync), times)
             }
             Step::Data(bytes) => {
                 sum.update(&bytes);
-                Step::Data(deflated(&bytes, FlushCompress::Full))
+                Step::Data(deflated(&bytes, FlushCompress::Sync))
             }
             other => other,
         });

@@ -174,11 +174,9 @@ impl Budget {
             (&mut self.requests, limits.rpm, 1),
             (&mut self.tokens, limits.tpm, tokens),
         ] {
+            // What was not limited is no debt when it is limited later.
             if limits.per_second && limit.is_some() {
                 bucket.level -= i128::from(amount) * UNIT;
-            } else {
-                // What was not limited is no debt when it is limited later.
-                *bucket = Bucket::default();
             }
         }
     }
@@ -428,8 +426,8 @@ mod tests {
     #[test]
     fn what_went_without_a_limit_is_no_debt_of_the_second_when_there_is_one() {
         let (mut budget, start) = (Budget::new(), Instant::now());
-        for limits in [Limits::per_minute(600, 600), Limits::none()] {
-            assert_eq!(budget.judge(&limits, start, 10).refusal, None);
+        for (limits, tokens) in [(Limits::per_minute(600, 600), 1), (Limits::none(), 10_000)] {
+            assert_eq!(budget.judge(&limits, start, tokens).refusal, None);
         }
         let later = start + MINUTE;
         let limits = Limits::per_minute(600, 600);
