@@ -339,3 +339,66 @@ impl Limit {
 fn budget_wait(at: u64, ready_at: u64) -> Wait {
     Wait::Budget(Duration::from_nanos(ready_at.saturating_sub(at)).min(LONGEST_WAIT))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Skips what [`Limit::admit`] asks first, as for a caller whom another process overtakes after that.
+    fn overtaken(budget: &Budget, tokens: u64) {
+        let now = Now {
+            monotonic: NS_A_SECOND,
+            unix: 1,
+        };
+        let limit = Limit::new();
+        limit.configure(now, budget);
+        assert_eq!(limit.take(now, None, false, 0), Ok(()));
+        let before = format!("{limit:?}");
+        let refused = limit.take(now, None, false, tokens);
+        assert!(refused.is_err());
+        assert_eq!(format!("{limit:?}"), before);
+    }
+
+    #[test]
+    fn whoever_is_overtaken_gives_back_all_that_was_taken() {
+        let budget = Budget {
+            requests_per_minute: None,
+            tokens_per_minute: Some(600),
+            requests_per_day: None,
+            tokens_per_day: None,
+            utilization: 1.0,
+        };
+        let requests = Budget {
+            requests_per_minute: Some(60),
+            ..budget
+        };
+        overtaken(&requests, 100);
+        let requests_a_day = Budget {
+            requests_per_day: Some(1),
+            ..budget
+        };
+        overtaken(&requests_a_day, 100);
+    }
+
+    #[test]
+    fn whoever_is_overtaken_on_the_days_tokens_is_not_counted_as_a_request() {
+        let now = Now {
+            monotonic: NS_A_SECOND,
+            unix: 1,
+        };
+        let limit = Limit::new();
+        limit.configure(
+            now,
+            &Budget {
+                requests_per_minute: None,
+                tokens_per_minute: None,
+                requests_per_day: None,
+                tokens_per_day: Some(10),
+                utilization: 1.0,
+            },
+        );
+        assert_eq!(limit.take(now, None, false, 9), Ok(()));
+        assert!(limit.take(now, None, false, 2).is_err());
+        assert_eq!(limit.day(now), (1, 9));
+    }
+}

@@ -245,6 +245,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_back_after_others_took_is_the_cost() {
+        let rate = Rate::new();
+        rate.configure(Setting::new(Some(60), 1.0));
+        rate.retarget(0);
+        let second = 1_000_000_000;
+        let first = rate.take(second, 10 * second).unwrap();
+        rate.charge(second, 5 * second);
+        rate.give_back(first);
+        assert_eq!(rate.ready_at(), 6 * second);
+    }
+
+    #[test]
     fn costs_are_exact_at_both_ends_of_the_scale() {
         assert_eq!(cost(1, 1), 60_025_000_000);
         assert_eq!(cost(1, 1_000_000_000), 61);
