@@ -267,6 +267,7 @@ impl Limit {
         let at = now.monotonic;
         self.retarget(at);
         let until = self.cool_down.refused(at, retry_after, jitter);
+        // Also for those who are being admitted at this moment and have seen no cool-down yet.
         self.requests.not_before(until);
         self.tokens.not_before(until);
         Duration::from_nanos(until.saturating_sub(at))

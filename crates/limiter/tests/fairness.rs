@@ -116,7 +116,11 @@ fn what_was_paid_for_with_idle_time_is_not_held_against_a_pipeline() {
     let limit = limit(at(0), &minute_budget(None, Some(60_000)));
     limit.admit(at(SECOND), claimant(1), 30_000).unwrap();
     let _ = limit.admit(at(SECOND), claimant(2), 10);
-    let mut threads = Thread::greedy(1, 100).times(10);
+    let back = Thread {
+        from: MINUTE + 50 * MILLISECOND,
+        ..Thread::greedy(1, 100)
+    };
+    let mut threads = back.times(10);
     threads.extend(Thread::greedy(2, 100).times(10));
     let sent = run(&limit, &threads, MINUTE, MINUTE + 20 * SECOND, 1);
     assert_equal(&shares(&sent, 1..=2, 0, 2 * MINUTE), 0.05);
@@ -145,6 +149,26 @@ fn somebody_who_vanishes_while_waiting_delays_the_others_for_an_instant_only() {
     let patience = 15 * MILLISECOND;
     assert!(sent[0].at <= before + patience, "{}", sent[0].at);
     assert!(sent.len() >= 19, "{}", sent.len());
+}
+
+#[test]
+fn somebody_who_was_served_holds_up_the_others_for_an_instant_only() {
+    let limit = limit(at(0), &minute_budget(None, Some(60_000_000)));
+    for i in 0..200 {
+        let now = SECOND + i * 30 * MILLISECOND;
+        limit.admit(at(now), claimant(1), 1_000).unwrap();
+    }
+    let now = SECOND + 199 * 30 * MILLISECOND;
+    limit.admit(at(now + 1), claimant(2), 1).unwrap_err();
+    let due = now + 2 * MILLISECOND;
+    limit.admit(at(due), claimant(2), 1).unwrap();
+    limit
+        .admit(at(due + MILLISECOND), claimant(1), 1_000)
+        .unwrap_err();
+    assert_eq!(
+        limit.admit(at(due + 3 * MILLISECOND), claimant(1), 1_000),
+        Ok(())
+    );
 }
 
 #[test]
