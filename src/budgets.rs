@@ -19,6 +19,8 @@ const MAX_LIMITS: usize = 128;
 const MAX_PIPELINES: usize = 256;
 /// Databases that may define one limit. The last place keeps the strictest of those beyond.
 const MAX_DEFINITIONS: usize = 16;
+/// The share of what a provider says of its limits that a pipeline without a limit of ours uses.
+const UNNAMED_UTILIZATION: f64 = 0.8;
 /// Bytes of a limit's name: a Postgres identifier.
 const NAME_BYTES: usize = 63;
 
@@ -218,15 +220,23 @@ pub fn limit_named(name: &str) -> Option<&'static Limit> {
     Some(&counters.limits[index])
 }
 
-/// The limit of a pipeline that names none: no figures, but a cool-down. One of this process alone when all places are
-/// taken.
+/// The limit of a pipeline that names none: no figures but those that the provider's answers tell, of which it uses
+/// [`UNNAMED_UTILIZATION`], and a cool-down. One of this process alone when all places are taken.
 pub fn limit_of_pipeline(key: NonZeroU64) -> &'static Limit {
     let owner = Owner::Pipeline(key.get());
     let shared = counters().and_then(|counters| {
         let index = find_or_take(&mut DIRECTORY.exclusive(), owner)?;
         Some(&counters.limits[index])
     });
-    shared.unwrap_or_else(|| Box::leak(Box::default()))
+    let limit = shared.unwrap_or_else(|| Box::leak(Box::default()));
+    limit.configure(
+        Now::read(),
+        &Budget {
+            utilization: UNNAMED_UTILIZATION,
+            ..Definition::default().budget
+        },
+    );
+    limit
 }
 
 /// The requests in flight of a pipeline. Counted in this process alone when all places are taken.

@@ -18,6 +18,10 @@ const LOCAL_REQUEST_INPUTS: usize = 64;
 /// arithmetic from some 512 tokens on.
 const LOCAL_REQUEST_TOKENS: usize = 1024;
 
+/// Tokens in a request where no budget asks for less: ten requests of it in flight, a second each, are 30 million tokens a
+/// minute, more than any tier allows, and a larger one only takes memory and is repeated as a whole when it fails.
+const UNLIMITED_REQUEST_TOKENS: usize = 50_000;
+
 /// A pipeline's settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pipeline {
@@ -89,7 +93,9 @@ impl Pipeline {
             None => (LOCAL_REQUEST_INPUTS, LOCAL_REQUEST_TOKENS),
             Some(remote) => {
                 let affordable = limiter::request_tokens(&remote.budget.limit.targets());
-                let affordable = usize::try_from(affordable).unwrap_or(usize::MAX);
+                let affordable = usize::try_from(affordable)
+                    .unwrap_or(usize::MAX)
+                    .min(UNLIMITED_REQUEST_TOKENS);
                 (
                     remote.inputs_per_request,
                     remote.tokens_per_request.min(affordable),
