@@ -5,7 +5,7 @@ RETURNS TABLE (name text, pipeline_id int, requests_last_minute bigint, tokens_l
                tokens_today bigint, rate_limited bigint, cooling_down interval, target_rpm bigint, target_tpm bigint,
                target_rpd bigint, target_tpd bigint, stricter_elsewhere boolean)
 LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_PATHNAME', 'budget_states_wrapper';
-COMMENT ON FUNCTION ingest.budget_states() IS 'What is used of each limit, by all databases of the server, and what the workers aim at, from shared memory; limits that belong to one pipeline have its number and no name';
+COMMENT ON FUNCTION ingest.budget_states() IS 'What is used of the limits that this database defines, by all databases of the server, and what the workers aim at, from shared memory; a limit that belongs to one pipeline has its number and no name';
 
 CREATE FUNCTION ingest.set_limit(name text, rpm bigint = NULL, tpm bigint = NULL, rpd bigint = NULL, tpd bigint = NULL,
                                  utilization float8 = 0.8) RETURNS void

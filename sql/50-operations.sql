@@ -223,7 +223,7 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
-    FOR p IN SELECT b.* FROM ingest.budget_states() b JOIN ingest.limit_definition l USING (name) ORDER BY name LOOP
+    FOR p IN SELECT * FROM ingest.budget_states() b WHERE b.name IS NOT NULL ORDER BY b.name LOOP
         "check" := format('limit %s', p.name); ok := NOT p.stricter_elsewhere;
         detail := concat_ws(', ', p.target_rpm || ' requests/min', p.target_tpm || ' tokens/min', p.target_rpd || ' requests/day',
                             p.target_tpd || ' tokens/day') || ' are used'

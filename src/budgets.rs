@@ -297,7 +297,7 @@ pub struct Seen {
     pub now: limiter::Snapshot,
 }
 
-/// The limits that concern a database: all named ones and those of its pipelines.
+/// The limits that concern a database: those that it defines and those of its pipelines.
 pub fn seen_from(database: pg_sys::Oid) -> Vec<Seen> {
     let Some(counters) = counters() else {
         return Vec::new();
@@ -309,21 +309,20 @@ pub fn seen_from(database: pg_sys::Oid) -> Vec<Seen> {
         .iter()
         .zip(&counters.limits)
         .filter_map(|(entry, limit)| {
+            let ours = entry
+                .definitions
+                .iter()
+                .find(|d| d.stands && d.database == database.to_u32());
             let (name, pipeline) = match entry.owner {
-                Owner::Nobody => return None,
-                Owner::Name(bytes, length) => {
+                Owner::Name(bytes, length) if ours.is_some() => {
                     let name = String::from_utf8_lossy(&bytes[..usize::from(length)]).into_owned();
                     (Some(name), None)
                 }
                 Owner::Pipeline(key) if (key >> 32) as u32 == database.to_u32() => {
                     (None, Some(key as u32 as i32))
                 }
-                Owner::Pipeline(_) => return None,
+                _ => return None,
             };
-            let ours = entry
-                .definitions
-                .iter()
-                .find(|d| d.stands && d.database == database.to_u32());
             let stricter_elsewhere = ours.is_some_and(|ours| {
                 entry
                     .effective()
