@@ -277,10 +277,12 @@ fn claim(
             )?;
         }
 
+        // A document may have come with the pause that should hold it, after the definitions were read.
         let waiting = run(
             client,
             "SELECT document_id, bytes, attempts FROM ingest.queue
              WHERE pipeline_id = $1 AND claimed_by IS NULL AND retry_at IS NULL
+               AND NOT (SELECT p.paused FROM ingest.pipeline p WHERE p.pipeline_id = $1)
              ORDER BY document_id LIMIT $2 FOR UPDATE SKIP LOCKED",
             &[pipeline.into(), (most as i64).into()],
         )?;

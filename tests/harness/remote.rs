@@ -1,5 +1,6 @@
 //! Pipelines that speak to a fake embeddings API.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use fake_api::{Behaviour, FakeApi, vector_of};
@@ -28,10 +29,25 @@ impl Cluster {
     /// # Panics
     /// When it cannot be written.
     pub fn write_key(&self, key: &str) -> String {
-        let path = self.home().join("key");
-        std::fs::write(&path, format!("{key}\n")).expect("a file in the cluster's directory");
+        self.write_key_as("key", key)
+    }
+
+    /// The same under a name of one's own choice, which begins with `key`. Who reads meanwhile finds the old key or the new
+    /// one, never half of it.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write_key_as(&self, name: &str, key: &str) -> String {
+        let path = self.home().join(name);
+        let mut file = tempfile::Builder::new()
+            .prefix("key-")
+            .tempfile_in(self.home())
+            .expect("a file in the cluster's directory");
+        writeln!(file, "{key}").expect("a file in the cluster's directory");
         // The server may run as another user than the tests.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+        let readable = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(file.path(), readable).expect("chmod");
+        file.persist(&path).expect("a rename");
         format!("file:{}", path.display())
     }
 }
