@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use embedder::AllowedHosts;
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
@@ -55,14 +56,20 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::default(),
     );
-    GucRegistry::define_string_guc(
-        c"pg_ingest.allowed_hosts",
-        c"Hosts that pipelines of everybody may send documents and keys to: a comma-separated list such as api.voyageai.com, *.openai.azure.com, localhost:11434; or *.",
-        c"A provider's own public host is always allowed, with a key that the pipeline's owner can read. A pipeline of a superuser may go anywhere.",
-        &ALLOWED_HOSTS,
-        GucContext::Sighup,
-        GucFlags::default(),
-    );
+    // SAFETY: the hook is guarded; static strings.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"pg_ingest.allowed_hosts",
+            c"Hosts that pipelines of everybody may send documents and keys to: a comma-separated list such as api.voyageai.com, *.openai.azure.com, localhost:11434; or *.",
+            c"A provider's own public host is always allowed, with a key that the pipeline's owner can read. A pipeline of a superuser may go anywhere.",
+            &ALLOWED_HOSTS,
+            GucContext::Sighup,
+            GucFlags::default(),
+            Some(check_allowed_hosts),
+            None,
+            None,
+        );
+    }
     GucRegistry::define_int_guc(
         c"pg_ingest.request_timeout",
         c"Time after which a request to an embedding API without a whole answer has failed.",
@@ -104,6 +111,32 @@ pub fn define() {
         GucFlags::default(),
     );
     reserve_prefix();
+}
+
+/// Refuses a list of hosts that cannot be read, and says why.
+#[pg_guard]
+unsafe extern "C-unwind" fn check_allowed_hosts(
+    value: *mut *mut std::ffi::c_char,
+    _extra: *mut *mut std::ffi::c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: Postgres hands in a pointer to the new value, which is null or a C string.
+    let list = unsafe {
+        if value.is_null() || (*value).is_null() {
+            return true;
+        }
+        CStr::from_ptr(*value).to_string_lossy()
+    };
+    let Err(error) = list.parse::<AllowedHosts>() else {
+        return true;
+    };
+    let detail = CString::new(error.to_string()).unwrap_or_default();
+    // SAFETY: where Postgres looks for the detail of a refused value; the copy lives as long as the report.
+    unsafe {
+        pg_sys::GUC_check_errdetail_string =
+            pg_sys::MemoryContextStrdup(pg_sys::ErrorContext, detail.as_ptr());
+    }
+    false
 }
 
 fn reserve_prefix() {

@@ -1,30 +1,8 @@
 //! Promise: the worker lends nobody its rights, no function can be led astray by a `search_path`, and every object says what
 //! it is.
 
+use harness::roles::{gone, role, run};
 use harness::*;
-
-/// A role that can use the extension and owns the schema `app`, with a connection as it.
-fn role(db: &Database) -> (String, postgres::Client) {
-    let name = format!("owner_{}", db.name());
-    db.run(&format!(
-        "CREATE ROLE {name} LOGIN; CREATE SCHEMA app AUTHORIZATION {name}; GRANT USAGE ON SCHEMA ingest TO {name};
-         GRANT SELECT, INSERT, UPDATE, DELETE ON ingest.documents TO {name};
-         GRANT SELECT ON ingest.progress, ingest.pipelines, ingest.failures TO {name}"
-    ));
-    let client = db.connect_as(&name);
-    (name, client)
-}
-
-#[track_caller]
-fn run(client: &mut postgres::Client, sql: &str) {
-    if let Err(error) = client.batch_execute(sql) {
-        panic!("{sql}: {}", ServerError::from(error).text());
-    }
-}
-
-fn gone(db: &Database, role: &str) {
-    db.run(&format!("DROP OWNED BY {role} CASCADE"));
-}
 
 #[test]
 fn the_target_is_written_as_the_pipelines_owner() {

@@ -1,0 +1,206 @@
+//! Promise: a key is used where its owner may use it, for hosts that are allowed, and is found where it is kept, when it is
+//! needed.
+
+use fake_api::FakeApi;
+use harness::remote::{KEY, MODEL, OTHER_KEY, behaviour};
+use harness::roles::{gone, refused, role, run};
+use harness::*;
+
+/// What Supabase Vault looks like to a reader, without its encryption.
+const VAULT: &str = "CREATE SCHEMA vault;
+    CREATE TABLE vault.secrets (name text, secret text);
+    CREATE VIEW vault.decrypted_secrets AS SELECT name, secret AS decrypted_secret FROM vault.secrets;
+    REVOKE ALL ON ALL TABLES IN SCHEMA vault FROM PUBLIC";
+
+fn create(url: &str, key: &str, more: &str) -> String {
+    format!(
+        "SELECT ingest.create_pipeline('mine', model => '{MODEL}', base_url => '{url}', api_key => '{key}', target => 'app.docs'{more})"
+    )
+}
+
+fn insert(key: &str) -> String {
+    format!(
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', '{key}', 'Text {key}.')"
+    )
+}
+
+fn blocked_because(db: &Database, words: &str) {
+    wait_until(words, SOON, || {
+        let progress = db.progress_of("mine");
+        progress.state == "blocked" && progress.last_error.is_some_and(|e| e.contains(words))
+    });
+    assert_eq!(db.progress_of("mine").failed, 0);
+}
+
+#[test]
+fn a_secret_of_vault_serves_whoever_can_read_it() {
+    let api = FakeApi::start(behaviour());
+    let cluster = Cluster::start(&[("pg_ingest.allowed_hosts", "*")]);
+    let db = Database::new_in(&cluster);
+    let (owner, mut client) = role(&db);
+    run(&mut client, &create(&api.openai_url(), "vault:openai", ""));
+    run(&mut client, &insert("a"));
+    blocked_because(&db, "no view vault.decrypted_secrets");
+
+    db.run(VAULT);
+    run(&mut client, "SELECT ingest.resume('mine')");
+    blocked_because(&db, "may not read vault.decrypted_secrets");
+
+    db.run(&format!(
+        "GRANT USAGE ON SCHEMA vault TO {owner}; GRANT SELECT ON vault.decrypted_secrets TO {owner}"
+    ));
+    run(&mut client, "SELECT ingest.resume('mine')");
+    blocked_because(&db, "no secret \"openai\" in Vault");
+
+    db.run(&format!(
+        "INSERT INTO vault.secrets VALUES ('openai', '{KEY}')"
+    ));
+    run(&mut client, "SELECT ingest.resume('mine')");
+    db.settle();
+    assert_eq!(db.progress_of("mine").counts(), (1, 1, 0, 0));
+
+    // A key that is changed on both sides is found without anybody's help, and nothing is lost.
+    db.run(&format!("UPDATE vault.secrets SET secret = '{OTHER_KEY}'"));
+    api.accept_key(OTHER_KEY);
+    run(&mut client, &insert("b"));
+    db.settle();
+    assert_eq!(db.progress_of("mine").counts(), (2, 2, 0, 0));
+    assert_eq!(db.progress_of("mine").last_error, None);
+    drop(client);
+    gone(&db, &owner);
+}
+
+#[test]
+fn everybody_s_pipelines_go_to_allowed_hosts_only() {
+    let api = FakeApi::start(behaviour());
+    let cluster = Cluster::start(&[]);
+    let key = cluster.write_key(KEY);
+    let db = Database::new_in(&cluster);
+    let (owner, mut client) = role(&db);
+    let url = api.openai_url();
+    let host = url
+        .trim_start_matches("http://")
+        .trim_end_matches("/v1")
+        .to_owned();
+
+    let error = refused(&mut client, &create(&url, "vault:openai", ""));
+    assert_eq!(error.code, "42501");
+    assert!(
+        error
+            .text()
+            .contains(&format!("host {host} is not in pg_ingest.allowed_hosts")),
+        "{}",
+        error.text()
+    );
+    // Not even without a key: documents would leave.
+    let error = refused(
+        &mut client,
+        &format!(
+            "SELECT ingest.create_pipeline('mine', model => 'ollama/x', dimensions => 8, base_url => '{url}', target => 'app.docs')"
+        ),
+    );
+    assert_eq!(error.code, "42501");
+
+    cluster.reload(&[("pg_ingest.allowed_hosts", &host)]);
+    wait_until("the host is allowed", SOON, || {
+        client.batch_execute(&create(&url, &key, "")).is_ok()
+    });
+    run(&mut client, &insert("a"));
+    db.settle();
+    let error = refused(
+        &mut client,
+        "SELECT ingest.alter_pipeline('mine', base_url => 'http://169.254.169.254/v1')",
+    );
+    assert_eq!(error.code, "42501");
+
+    let error = db.expect_error("ALTER SYSTEM SET pg_ingest.allowed_hosts = 'https://x'");
+    assert_eq!(error.code, "22023", "{}", error.text());
+
+    // What is no longer allowed is no longer done.
+    cluster.reload(&[("pg_ingest.allowed_hosts", "elsewhere.example")]);
+    wait_until("the setting is known", SOON, || {
+        db.one::<String>("SELECT current_setting('pg_ingest.allowed_hosts')") == "elsewhere.example"
+    });
+    run(&mut client, &insert("b"));
+    blocked_because(&db, "is not in pg_ingest.allowed_hosts");
+    assert_eq!(api.arrived(), 1);
+
+    // A superuser may send it there.
+    db.run(&format!(
+        "SELECT ingest.alter_pipeline('mine', base_url => '{url}', api_key => '')"
+    ));
+    api.change(|behaviour| behaviour.keys.clear());
+    run(&mut client, "SELECT ingest.resume('mine')");
+    db.settle();
+    assert_eq!(db.progress_of("mine").counts(), (2, 2, 0, 0));
+    // And the owner may not use that for another place.
+    let error = refused(
+        &mut client,
+        "SELECT ingest.alter_pipeline('mine', base_url => 'http://127.0.0.1:1/v1')",
+    );
+    assert_eq!(error.code, "42501");
+    drop(client);
+    gone(&db, &owner);
+}
+
+#[test]
+fn a_key_of_the_server_is_not_for_everybody() {
+    let cluster = Cluster::start(&[]);
+    let key = cluster.write_key(KEY);
+    let db = Database::new_in(&cluster);
+    let (owner, mut client) = role(&db);
+    let at_openai = |key: &str| {
+        format!(
+            "SELECT ingest.create_pipeline('mine', model => '{MODEL}', api_key => '{key}', target => 'app.docs')"
+        )
+    };
+    for key in ["env:PATH", key.as_str()] {
+        let error = refused(&mut client, &at_openai(key));
+        assert_eq!(error.code, "42501", "{key}: {}", error.text());
+        assert!(
+            error.text().contains("may not use the key"),
+            "{}",
+            error.text()
+        );
+    }
+    db.run(&format!("GRANT pg_read_server_files TO {owner}"));
+    run(&mut client, &at_openai(&key));
+    run(
+        &mut client,
+        "SELECT ingest.pause('mine'); SELECT ingest.drop_pipeline('mine', true)",
+    );
+    db.run(&format!("REVOKE pg_read_server_files FROM {owner}"));
+    cluster.reload(&[("pg_ingest.allowed_hosts", "api.openai.com")]);
+    wait_until("the administrator has allowed the host", SOON, || {
+        client.batch_execute(&at_openai("env:PATH")).is_ok()
+    });
+    drop(client);
+    gone(&db, &owner);
+}
+
+#[test]
+fn the_doctor_tells_what_is_wrong_with_a_key_and_never_the_key() {
+    let cluster = Cluster::start(&[]);
+    let db = Database::new_in(&cluster);
+    let problem = || {
+        db.one::<String>(
+            "SELECT detail FROM ingest.doctor() WHERE \"check\" = 'model of mine' AND NOT ok",
+        )
+    };
+    db.run("CREATE SCHEMA app");
+    db.run(&create(
+        "http://127.0.0.1:9/v1",
+        "env:NO_SUCH_VARIABLE_HERE",
+        "",
+    ));
+    assert!(problem().contains("NO_SUCH_VARIABLE_HERE"), "{}", problem());
+    db.run("SELECT ingest.alter_pipeline('mine', api_key => 'file:/nowhere/key')");
+    assert!(problem().contains("/nowhere/key"), "{}", problem());
+    let key = cluster.write_key(&format!("{KEY}\nsecond line"));
+    db.run(&format!(
+        "SELECT ingest.alter_pipeline('mine', api_key => '{key}')"
+    ));
+    assert!(!problem().contains("4f9d2c81"), "{}", problem());
+    cluster.write_key(KEY);
+    assert!(db.one::<bool>("SELECT ok FROM ingest.doctor() WHERE \"check\" = 'model of mine'"));
+}
