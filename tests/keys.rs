@@ -66,6 +66,11 @@ fn a_secret_of_vault_serves_whoever_can_read_it() {
     db.settle();
     assert_eq!(db.progress_of("mine").counts(), (2, 2, 0, 0));
     assert_eq!(db.progress_of("mine").last_error, None);
+
+    // A query finds it too, when there is nothing else to do.
+    db.run(&format!("UPDATE vault.secrets SET secret = '{KEY}'"));
+    api.accept_key(KEY);
+    run(&mut client, "SELECT ingest.embed('a question', 'mine')");
     drop(client);
     gone(&db, &owner);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use engine::{Engine, Outcome};
+use engine::{Engine, Event, Outcome};
 use pgrx::prelude::*;
 
 use crate::budgets;
@@ -219,6 +219,7 @@ impl Worker {
             model_dir: settings::model_dir(),
             inference_threads: settings::model_threads(),
             split_threads: settings::split_threads(),
+            requests_in_flight: &shared.workers[slot].requests,
             notify: Arc::new(move || ringer.ring()),
         })
         .map_err(|e| e.to_string())?;
@@ -302,10 +303,10 @@ impl Worker {
         if self.pipelines.update(loaded) {
             self.engine.configure(&self.pipelines.specs());
         }
-        self.tell();
+        self.attend();
         let finished = self.engine.poll(claim::MAX_BATCH);
         let wrote = !finished.is_empty();
-        let rotated = self.refresh_keys(&finished);
+        let rotated = self.refresh_keys(self.refused_keys(&finished));
         self.settler
             .settle(finished, &mut self.claims, &self.pipelines, &rotated)?;
         self.settler.block_unusable(&self.pipelines)?;
@@ -345,38 +346,36 @@ impl Worker {
         Ok(Turn::Wait(due.into_iter().flatten().min()))
     }
 
-    /// Tells the log what the engine has to say.
-    fn tell(&self) {
+    /// Does what the engine's news ask for.
+    fn attend(&mut self) {
+        let mut refused = Vec::new();
         for event in self.engine.take_events() {
-            let name = self
-                .pipelines
-                .get(event.pipeline)
-                .map_or("", |pipeline| pipeline.name.as_str());
-            let error = &event.error;
-            log!(
-                "pg_ingest: pipeline {name:?}: request {} ({} inputs) was refused for the moment (HTTP {}), attempt {}; \
-                 everybody on its limit waits {:.1} s: {}",
-                error.request_id.as_deref().unwrap_or("without an id"),
-                event.inputs,
-                error.http_status.unwrap_or_default(),
-                event.attempt,
-                event.wait.as_secs_f64(),
-                error.message,
-            );
+            match event {
+                Event::Throttled {
+                    pipeline,
+                    inputs,
+                    attempt,
+                    error,
+                    wait,
+                } => {
+                    let name = self.pipelines.get(pipeline).map_or("", |p| p.name.as_str());
+                    log!(
+                        "pg_ingest: pipeline {name:?}: request {} ({inputs} inputs) was refused for the moment (HTTP {}), \
+                         attempt {attempt}; everybody on its limit waits {:.1} s: {}",
+                        error.request_id.as_deref().unwrap_or("without an id"),
+                        error.http_status.unwrap_or_default(),
+                        wait.as_secs_f64(),
+                        error.message,
+                    );
+                }
+                Event::KeyRefused { pipeline } => refused.push(pipeline),
+            }
         }
+        self.refresh_keys(refused);
     }
 
-    /// Reads the keys anew that were refused; returns the pipelines that have another one now.
-    fn refresh_keys(&mut self, finished: &[Outcome]) -> Vec<i32> {
-        let mut refused: Vec<i32> = finished
-            .iter()
-            .filter(|outcome| outcome.key_was_refused())
-            .filter_map(|outcome| {
-                self.claims
-                    .get(outcome.ticket())
-                    .map(|claim| claim.pipeline)
-            })
-            .collect();
+    /// Reads the keys anew of pipelines whose key was refused; returns those that have another one now.
+    fn refresh_keys(&mut self, mut refused: Vec<i32>) -> Vec<i32> {
         refused.sort_unstable();
         refused.dedup();
         refused.retain(|id| self.pipelines.refresh_key(*id));
@@ -386,9 +385,22 @@ impl Worker {
         refused
     }
 
+    /// The pipelines whose key was refused to documents.
+    fn refused_keys(&self, finished: &[Outcome]) -> Vec<i32> {
+        finished
+            .iter()
+            .filter(|outcome| outcome.key_was_refused())
+            .filter_map(|outcome| {
+                self.claims
+                    .get(outcome.ticket())
+                    .map(|claim| claim.pipeline)
+            })
+            .collect()
+    }
+
     /// Writes down what was sent under each limit today.
     fn write_down(&self) -> Result<(), SqlError> {
-        let spent: Vec<(String, u64, u64)> = self
+        let spent: Vec<(String, i64, i64)> = self
             .engine
             .take_spent()
             .into_iter()
@@ -444,8 +456,6 @@ impl Worker {
         slot.state.store(state as u8, Ordering::Relaxed);
         slot.documents
             .store(self.claims.len() as i32, Ordering::Relaxed);
-        slot.requests
-            .store(self.engine.requests_in_flight() as i32, Ordering::Relaxed);
     }
 }
 

@@ -459,16 +459,12 @@ fn load_limits(client: &mut SpiClient) -> Result<Vec<LimitDefinition>, pgrx::spi
 }
 
 /// Adds what was sent to the day's totals (UTC) of the limits, `(limit, requests, tokens)`, and forgets past days.
-pub fn write_down(spent: &[(String, u64, u64)]) -> Result<(), SqlError> {
+pub fn write_down(spent: &[(String, i64, i64)]) -> Result<(), SqlError> {
     if spent.is_empty() {
         return Ok(());
     }
-    let column = |of: fn(&(String, u64, u64)) -> u64| -> Vec<i64> {
-        spent
-            .iter()
-            .map(|entry| i64::try_from(of(entry)).unwrap_or(i64::MAX))
-            .collect()
-    };
+    let column =
+        |of: fn(&(String, i64, i64)) -> i64| -> Vec<i64> { spent.iter().map(of).collect() };
     let names: Vec<String> = spent.iter().map(|(name, ..)| name.clone()).collect();
     transaction(|| {
         Spi::connect_mut(|client| {

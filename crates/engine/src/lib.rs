@@ -29,6 +29,7 @@ pub use threads::{run_with_signals_blocked, spawn_with_signals_blocked};
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use local::LocalQueue;
@@ -97,6 +98,8 @@ pub struct Config {
     pub inference_threads: usize,
     /// Threads that split documents and count tokens, likewise. At least 1.
     pub split_threads: usize,
+    /// Where the number of requests being answered is kept, for those who watch.
+    pub requests_in_flight: &'static AtomicI32,
     /// Called from any thread whenever [`Engine::poll`] or [`Engine::take_events`] has something new.
     pub notify: Arc<dyn Fn() + Send + Sync>,
 }
@@ -120,8 +123,9 @@ impl Engine {
         let (inbox, documents) = channel();
         let (results, outcomes) = channel();
         let results = assembly::Results::new(results, config.notify);
-        let local = Arc::new(LocalQueue::default());
-        let remotes = Arc::new(Remotes::new(results.clone()));
+        let requests = config.requests_in_flight;
+        let local = Arc::new(LocalQueue::new(requests));
+        let remotes = Arc::new(Remotes::new(results.clone(), requests));
         local::start(config.inference_threads.max(1), &local)?;
         let context = split::Context {
             models: Arc::clone(&models),
@@ -176,11 +180,6 @@ impl Engine {
         self.usage.documents()
     }
 
-    /// Requests being answered.
-    pub fn requests_in_flight(&self) -> usize {
-        self.local.requests_in_flight() + self.remotes.requests_in_flight()
-    }
-
     /// Takes a document. It comes back as exactly one [`Outcome`].
     pub fn submit(&self, document: Document) {
         let lane = document
@@ -210,13 +209,14 @@ impl Engine {
         finished.map(|(outcome, _room)| outcome).collect()
     }
 
-    /// What the log should tell since the last call.
+    /// What happened since the last call.
     pub fn take_events(&self) -> Vec<Event> {
         self.remotes.take_events()
     }
 
-    /// `(pipeline, requests, tokens)` sent to remote models since the last call, queries included.
-    pub fn take_spent(&self) -> Vec<(i32, u64, u64)> {
+    /// `(pipeline, requests, tokens)` sent to remote models since the last call, queries included. Tokens may be below zero:
+    /// an answer counted fewer than were taken for sent before.
+    pub fn take_spent(&self) -> Vec<(i32, i64, i64)> {
         self.remotes.take_spent()
     }
 

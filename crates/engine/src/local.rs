@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use embedder::local::{InferenceThreads, LocalModel};
@@ -22,11 +22,10 @@ struct Request {
 }
 
 /// What waits for a local model.
-#[derive(Default)]
 pub(crate) struct LocalQueue {
     waiting: Mutex<Waiting>,
     arrived: Condvar,
-    requests: AtomicUsize,
+    requests: &'static AtomicI32,
 }
 
 #[derive(Default)]
@@ -36,6 +35,14 @@ struct Waiting {
 }
 
 impl LocalQueue {
+    pub(crate) fn new(requests: &'static AtomicI32) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            arrived: Condvar::new(),
+            requests,
+        }
+    }
+
     pub(crate) fn push(
         &self,
         pipeline: &Arc<Pipeline>,
@@ -82,11 +89,6 @@ impl LocalQueue {
                 .wait(waiting)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-    }
-
-    /// Requests being answered.
-    pub(crate) fn requests_in_flight(&self) -> usize {
-        self.requests.load(Ordering::Relaxed)
     }
 
     /// Ends the callers after what they are doing.

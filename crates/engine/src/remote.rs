@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,31 +29,47 @@ use crate::usage::Usage;
 const LONGEST_HOLD: Duration = Duration::from_millis(20);
 /// Between two looks at a place in flight that another process may give back, and at what a hold waits for.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// Longest sleep before the budget is asked again: a limit that somebody raises meanwhile is noticed by then.
-const LONGEST_SLEEP: Duration = Duration::from_millis(200);
+/// Longest sleep from which nothing wakes a lane.
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);
+/// Longest rest before the budget is asked again. A change in this database wakes the lane, one that another database
+/// makes to their common limit is noticed by then.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+/// How long a query whose key was refused waits for another one.
+const KEY_WAIT: Duration = Duration::from_secs(1);
+/// What a pipeline with a local model is answered with here.
+const NOT_REMOTE: &str = "the pipeline has no remote model";
 /// What a runtime that does not run is answered with.
 const NOT_RUNNING: &str = "the thread for remote calls could not be started";
 
-/// Something that happened and that the log should tell, without any content or key.
+/// Something that happened and that the worker should know, without any content or key.
 #[derive(Debug, Clone)]
-pub struct Event {
-    /// The pipeline.
-    pub pipeline: i32,
-    /// Inputs of the request.
-    pub inputs: usize,
-    /// How often this request has been sent.
-    pub attempt: u32,
-    /// What the provider said.
-    pub error: EmbedError,
-    /// How long everybody on its limit waits before the next request.
-    pub wait: Duration,
+pub enum Event {
+    /// A request was refused for the moment.
+    Throttled {
+        /// The pipeline.
+        pipeline: i32,
+        /// Inputs of the request.
+        inputs: usize,
+        /// How often this request has been sent.
+        attempt: u32,
+        /// What the provider said.
+        error: EmbedError,
+        /// How long everybody on its limit waits before the next request.
+        wait: Duration,
+    },
+    /// The key was refused to a query, which waits a moment for another one.
+    KeyRefused {
+        /// The pipeline.
+        pipeline: i32,
+    },
 }
 
 /// What a pipeline sent, to be written down.
 #[derive(Debug, Default)]
 struct Spent {
-    requests: AtomicU64,
-    tokens: AtomicU64,
+    requests: AtomicI64,
+    /// May go below zero: what was taken for sent is corrected when the answer comes.
+    tokens: AtomicI64,
 }
 
 /// The lanes and the thread that serves them.
@@ -62,7 +78,7 @@ pub(crate) struct Remotes {
     runtime: OnceLock<Option<Handle>>,
     client: Mutex<Option<(Duration, Client)>>,
     events: Mutex<Vec<Event>>,
-    requests: AtomicUsize,
+    requests: &'static AtomicI32,
     results: Results,
 }
 
@@ -161,13 +177,13 @@ impl Lane {
 }
 
 impl Remotes {
-    pub(crate) fn new(results: Results) -> Self {
+    pub(crate) fn new(results: Results, requests: &'static AtomicI32) -> Self {
         Self {
             lanes: Mutex::default(),
             runtime: OnceLock::new(),
             client: Mutex::default(),
             events: Mutex::default(),
-            requests: AtomicUsize::new(0),
+            requests,
             results,
         }
     }
@@ -313,7 +329,6 @@ impl Remotes {
             return;
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.results.ring();
         let result = self
             .call(&pipeline, &lane.spent, Purpose::Document, texts, tokens)
             .await;
@@ -334,7 +349,7 @@ impl Remotes {
                     item.refused += 1;
                     attempt = attempt.max(item.refused);
                 }
-                self.note(Event {
+                self.note(Event::Throttled {
                     pipeline: pipeline.id,
                     inputs: items.len(),
                     attempt,
@@ -382,12 +397,12 @@ impl Remotes {
         tokens: usize,
     ) -> Result<Answer, Refusal> {
         let remote = pipeline.remote.as_ref().ok_or_else(|| Refusal {
-            error: EmbedError::model_unusable("the pipeline has no remote model"),
+            error: EmbedError::model_unusable(NOT_REMOTE),
             wait: None,
         })?;
         let limit = remote.budget.limit;
         spent.requests.fetch_add(1, Ordering::Relaxed);
-        spent.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        spent.tokens.fetch_add(tokens as i64, Ordering::Relaxed);
         let client = self.client(remote).map_err(Refusal::from)?;
         let call = {
             let (endpoint, key) = (Arc::clone(&remote.endpoint), remote.key.clone());
@@ -421,7 +436,8 @@ impl Remotes {
                 limit.server_limits(now, said.requests_per_minute, said.tokens_per_minute);
                 if let Some(actual) = answer.tokens {
                     limit.settle(now, tokens as u64, actual);
-                    spent.correct(tokens as u64, actual);
+                    let difference = actual.cast_signed() - tokens as i64;
+                    spent.tokens.fetch_add(difference, Ordering::Relaxed);
                 }
                 Ok(answer)
             }
@@ -449,7 +465,7 @@ impl Remotes {
     }
 
     /// `(pipeline, requests, tokens)` sent since the last call.
-    pub(crate) fn take_spent(&self) -> Vec<(i32, u64, u64)> {
+    pub(crate) fn take_spent(&self) -> Vec<(i32, i64, i64)> {
         self.lanes()
             .iter()
             .map(|(id, lane)| {
@@ -459,12 +475,8 @@ impl Remotes {
                     lane.spent.tokens.swap(0, Ordering::Relaxed),
                 )
             })
-            .filter(|(_, requests, tokens)| *requests > 0 || *tokens > 0)
+            .filter(|(_, requests, tokens)| *requests != 0 || *tokens != 0)
             .collect()
-    }
-
-    pub(crate) fn requests_in_flight(&self) -> usize {
-        self.requests.load(Ordering::Relaxed)
     }
 
     /// The vector of a query: ahead of the backlog, and asked again while the provider is busy, until `deadline` or until
@@ -481,12 +493,8 @@ impl Remotes {
         let (sender, answers) = std::sync::mpsc::channel();
         let this = Arc::clone(self);
         let lane = self.lane(pipeline);
-        let pipeline = Arc::clone(pipeline);
         let task = runtime.spawn(async move {
-            let _ = sender.send(
-                this.query_until(&lane, &pipeline, text, tokens, deadline)
-                    .await,
-            );
+            let _ = sender.send(this.query_until(&lane, text, tokens, deadline).await);
         });
         loop {
             match answers.recv_timeout(Duration::from_millis(50)) {
@@ -506,87 +514,91 @@ impl Remotes {
     async fn query_until(
         &self,
         lane: &Lane,
-        pipeline: &Arc<Pipeline>,
         text: String,
         tokens: usize,
         deadline: Instant,
     ) -> Result<Vec<f32>, EmbedError> {
-        let Some(remote) = &pipeline.remote else {
-            return Err(EmbedError::model_unusable(
-                "the pipeline has no remote model",
-            ));
-        };
         let mut last: Option<EmbedError> = None;
         let mut attempt = 0;
         loop {
-            let claimant = remote.budget.claimant(true);
-            match remote
-                .budget
+            let pipeline = lane.pipeline();
+            let Some(budget) = pipeline.remote.as_ref().map(|remote| remote.budget) else {
+                return Err(EmbedError::model_unusable(NOT_REMOTE));
+            };
+            let admitted = budget
                 .limit
-                .admit(Now::read(), claimant, tokens as u64)
-            {
-                Ok(()) => {
-                    let texts = vec![text.clone()];
-                    match self
-                        .call(pipeline, &lane.spent, Purpose::Query, texts, tokens)
-                        .await
-                    {
-                        Ok(mut answer) => {
-                            return answer.vectors.pop().ok_or_else(|| {
-                                EmbedError::new(ErrorClass::BadResponse, "no vector in the answer")
-                            });
-                        }
-                        Err(Refusal {
-                            error,
-                            wait: Some(wait),
-                        }) => {
-                            attempt += 1;
-                            self.note(Event {
-                                pipeline: pipeline.id,
-                                inputs: 1,
-                                attempt,
-                                error: error.clone(),
-                                wait,
-                            });
-                            last = Some(error);
-                        }
-                        Err(Refusal { error, wait: None }) => return Err(error),
-                    }
+                .admit(Now::read(), budget.claimant(true), tokens as u64);
+            if let Err(wait) = admitted {
+                let wait = wait.duration();
+                if Instant::now() + wait >= deadline {
+                    return Err(last.unwrap_or_else(|| too_busy(wait)));
                 }
-                Err(wait) => {
-                    let wait = wait.duration();
-                    if Instant::now() + wait >= deadline {
-                        return Err(last.unwrap_or_else(|| {
-                            EmbedError::new(
-                                ErrorClass::RateLimited,
-                                format!(
-                                    "the budget of the pipeline allows no request for another {:.0} s",
-                                    wait.as_secs_f64().ceil()
-                                ),
-                            )
-                            .with_hint("SELECT * FROM ingest.limits shows what is used and until when it cools down.")
-                        }));
+                sleep(wait.min(LONGEST_SLEEP)).await;
+                continue;
+            }
+            let texts = vec![text.clone()];
+            let result = self
+                .call(&pipeline, &lane.spent, Purpose::Query, texts, tokens)
+                .await;
+            match result {
+                Ok(mut answer) => {
+                    return answer.vectors.pop().ok_or_else(|| {
+                        EmbedError::new(ErrorClass::BadResponse, "no vector in the answer")
+                    });
+                }
+                Err(Refusal {
+                    error,
+                    wait: Some(wait),
+                }) => {
+                    attempt += 1;
+                    self.note(Event::Throttled {
+                        pipeline: pipeline.id,
+                        inputs: 1,
+                        attempt,
+                        error: error.clone(),
+                        wait,
+                    });
+                    last = Some(error);
+                }
+                Err(Refusal { error, wait: None }) => {
+                    if error.class != ErrorClass::Auth
+                        || !self.gets_another_key(lane, &pipeline).await
+                    {
+                        return Err(error);
                     }
-                    sleep(wait.min(LONGEST_SLEEP)).await;
                 }
             }
         }
     }
+
+    /// Has the key of a pipeline read anew; whether it is another one.
+    async fn gets_another_key(&self, lane: &Lane, pipeline: &Pipeline) -> bool {
+        let start = Instant::now();
+        if !lane.has_another_key(pipeline) {
+            self.note(Event::KeyRefused {
+                pipeline: pipeline.id,
+            });
+        }
+        while !lane.has_another_key(pipeline) {
+            if start.elapsed() > KEY_WAIT {
+                return false;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+        true
+    }
 }
 
-impl Spent {
-    /// After an answer that said how many tokens it counted. What was taken meanwhile is not taken back.
-    fn correct(&self, estimated: u64, actual: u64) {
-        if actual >= estimated {
-            self.tokens.fetch_add(actual - estimated, Ordering::Relaxed);
-        } else {
-            let _ = self
-                .tokens
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tokens| {
-                    Some(tokens.saturating_sub(estimated - actual))
-                });
-        }
-    }
+/// What a query is told that would have to wait too long.
+fn too_busy(wait: Duration) -> EmbedError {
+    EmbedError::new(
+        ErrorClass::RateLimited,
+        format!(
+            "the budget of the pipeline allows no request for another {:.0} s",
+            wait.as_secs_f64().ceil()
+        ),
+    )
+    .with_hint("SELECT * FROM ingest.limits shows what is used and until when it cools down.")
 }
 
 /// A call that gave no vectors.
@@ -623,7 +635,11 @@ async fn admitted(lane: &Lane) -> Option<(Vec<Item<Part>>, usize)> {
                 let tokens = items.iter().map(|item| item.tokens).sum();
                 return Some((items, tokens));
             }
-            Err(wait) => sleep(wait.duration().min(LONGEST_SLEEP)).await,
+            Err(wait) if wait.duration() <= LONGEST_SLEEP => sleep(wait.duration()).await,
+            Err(wait) => {
+                let longest = wait.duration().min(LONGEST_REST);
+                let _ = tokio::time::timeout(longest, lane.changed.notified()).await;
+            }
         }
     }
 }

@@ -37,6 +37,7 @@ fn run(
         model_dir: model_dir.to_owned(),
         inference_threads: 2,
         split_threads: 2,
+        requests_in_flight: Box::leak(Box::default()),
         notify: Arc::new(move || {
             let _ = ring.lock().map(|ring| ring.send(()));
         }),
@@ -126,6 +127,7 @@ fn a_chunk_and_the_same_text_as_a_query_have_the_same_vector() {
         model_dir: dir,
         inference_threads: 1,
         split_threads: 1,
+        requests_in_flight: Box::leak(Box::default()),
         notify: Arc::new(|| ()),
     })
     .expect("threads");
