@@ -52,6 +52,8 @@ fn content(db: &Database) -> Vec<Vec<String>> {
         "SELECT * FROM ingest.failures ORDER BY 1, 2",
         "SELECT document_id, pipeline_id, bytes, attempts FROM ingest.queue ORDER BY 1",
         "SELECT * FROM ingest.totals ORDER BY 1",
+        "SELECT * FROM ingest.limit_definition ORDER BY 1",
+        "SELECT * FROM ingest.limit_day ORDER BY 1",
         "SELECT pipeline, state, documents, embedded, pending + in_flight, failed, percent, bar, chunks, tokens, cost_usd FROM ingest.progress",
         "SELECT * FROM ingest.default_chunks ORDER BY 1",
         "SELECT * FROM public.docs ORDER BY 1",
@@ -67,6 +69,10 @@ fn fill(db: &Database) {
     db.run(&texts::insert_passages());
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('bad', '')");
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('Other \"docs\"', 'x', 'A text.'), ('Other \"docs\"', 'y', 'Another text.')");
+    db.run(
+        "SELECT ingest.set_limit('budget', rpm => 100, tpd => 5000);
+         INSERT INTO ingest.limit_day VALUES ('budget', (now() AT TIME ZONE 'UTC')::date, 12, 345)",
+    );
     db.quiesce();
     db.run("SELECT ingest.pause('Other \"docs\"')");
     db.run(

@@ -301,7 +301,7 @@ impl Worker {
             return Ok(Turn::Leave);
         };
         if self.pipelines.update(loaded) {
-            self.engine.configure(&self.pipelines.specs());
+            self.engine.configure(self.pipelines.definitions());
         }
         self.attend();
         let finished = self.engine.poll(claim::MAX_BATCH);
@@ -380,7 +380,7 @@ impl Worker {
         refused.dedup();
         refused.retain(|id| self.pipelines.refresh_key(*id));
         if !refused.is_empty() {
-            self.engine.configure(&self.pipelines.specs());
+            self.engine.configure(self.pipelines.definitions());
         }
         refused
     }

@@ -178,11 +178,9 @@ impl Pipelines {
         changed
     }
 
-    /// The definitions that the engine can work by.
-    pub fn specs(&self) -> Vec<Arc<engine::Pipeline>> {
-        self.rows()
-            .filter_map(|p| p.spec.as_ref().ok().cloned())
-            .collect()
+    /// The definitions as the engine takes them.
+    pub fn definitions(&self) -> engine::Definitions {
+        self.rows().map(|p| (p.id, p.spec.clone())).collect()
     }
 
     /// Reads the key of a pipeline anew, since it was refused; whether it is another one now.

@@ -22,7 +22,7 @@ mod usage;
 
 pub use assembly::{EmbeddedChunk, Outcome};
 pub use models::Models;
-pub use pipeline::{Budget, Pipeline, Remote};
+pub use pipeline::{Budget, Definitions, Pipeline, Remote};
 pub use queries::Queries;
 pub use remote::Event;
 pub use threads::{run_with_signals_blocked, spawn_with_signals_blocked};
@@ -147,11 +147,11 @@ impl Engine {
         })
     }
 
-    /// Takes the present definitions of all pipelines: what waits is sent by them, and what waits for a pipeline that is
-    /// not among them fails.
-    pub fn configure(&self, pipelines: &[Arc<Pipeline>]) {
-        self.remotes.configure(pipelines);
-        self.queries.configure(pipelines);
+    /// Takes the present definitions of all pipelines: what waits is sent by them, and what waits for a pipeline that is not
+    /// among them fails.
+    pub fn configure(&self, definitions: Definitions) {
+        self.remotes.configure(&definitions);
+        self.queries.configure(definitions);
     }
 
     /// How much more of a pipeline may be submitted now.
@@ -234,7 +234,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.local.close();
-        self.remotes.configure(&[]);
+        self.remotes.configure(&Definitions::new());
     }
 }
 

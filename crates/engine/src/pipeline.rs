@@ -1,12 +1,13 @@
 //! What the engine must know of a pipeline.
 
+use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chunker::SplitOptions;
 use embedder::remote::{Endpoint, Purpose};
-use embedder::{ModelName, Secret};
+use embedder::{EmbedError, ModelName, Secret};
 use limiter::{Claimant, InFlight, Limit};
 
 use crate::pack::Capacity;
@@ -63,6 +64,9 @@ pub struct Remote {
     /// The budget.
     pub budget: Budget,
 }
+
+/// All pipelines by their numbers: what the engine needs of each, or why it cannot be used just now.
+pub type Definitions = HashMap<i32, Result<Arc<Pipeline>, EmbedError>>;
 
 /// The budget of a pipeline: counters that processes share.
 #[derive(Clone, Copy)]

@@ -1,16 +1,15 @@
 //! Queries: one text, one vector, at once, while a backlog is being embedded.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use embedder::local::InferenceThreads;
 use embedder::remote::Purpose;
 use embedder::{EmbedError, ErrorClass, ModelName, Provider};
 
-use crate::Pipeline;
 use crate::models::Models;
+use crate::pipeline::{Definitions, Pipeline};
 use crate::remote::Remotes;
 
 /// How long a question about a pipeline that was created a moment ago waits for its definition to arrive here.
@@ -22,7 +21,7 @@ const DEFINITION_WAIT: Duration = Duration::from_secs(3);
 pub struct Queries {
     models: Arc<Models>,
     remotes: Arc<Remotes>,
-    pipelines: Arc<Mutex<HashMap<i32, Arc<Pipeline>>>>,
+    definitions: Arc<Mutex<Definitions>>,
 }
 
 impl Queries {
@@ -30,16 +29,18 @@ impl Queries {
         Self {
             models,
             remotes,
-            pipelines: Arc::default(),
+            definitions: Arc::default(),
         }
     }
 
-    pub(crate) fn configure(&self, pipelines: &[Arc<Pipeline>]) {
-        let mut known = self
-            .pipelines
+    pub(crate) fn configure(&self, definitions: Definitions) {
+        *self.definitions() = definitions;
+    }
+
+    fn definitions(&self) -> MutexGuard<'_, Definitions> {
+        self.definitions
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *known = pipelines.iter().map(|p| (p.id, Arc::clone(p))).collect();
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The vector of `text`, with the model of the pipeline `pipeline`. Text beyond the model's input limit does not
@@ -87,14 +88,10 @@ impl Queries {
     ) -> Result<Arc<Pipeline>, EmbedError> {
         let start = Instant::now();
         loop {
-            let known = self
-                .pipelines
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get(&id)
-                .cloned();
+            let known = self.definitions().get(&id).cloned();
             match known {
-                Some(pipeline) if pipeline.model == *model => return Ok(pipeline),
+                Some(Ok(pipeline)) if pipeline.model == *model => return Ok(pipeline),
+                Some(Err(error)) => return Err(error),
                 _ if start.elapsed() < DEFINITION_WAIT && wanted() => {
                     std::thread::sleep(Duration::from_millis(5));
                 }

@@ -15,12 +15,13 @@ use embedder::{EmbedError, ErrorClass};
 use limiter::Now;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::assembly::Results;
 use crate::local::blames_the_inputs;
 use crate::pack::{Backlog, Item, Packed};
-use crate::pipeline::{Budget, Pipeline, Remote};
+use crate::pipeline::{Budget, Definitions, Pipeline, Remote};
 use crate::split::Part;
 use crate::threads::spawn_with_signals_blocked;
 use crate::usage::Usage;
@@ -222,28 +223,22 @@ impl Remotes {
         Arc::clone(lane)
     }
 
-    /// Takes the present definitions; what waits for a pipeline that is gone ends.
-    pub(crate) fn configure(&self, pipelines: &[Arc<Pipeline>]) {
+    /// Takes the present definitions; what waits for a pipeline that is gone ends. One that cannot be used just now keeps
+    /// what it has, by the definition that it had.
+    pub(crate) fn configure(&self, definitions: &Definitions) {
         let mut lanes = self.lanes();
-        let present: HashMap<i32, &Arc<Pipeline>> = pipelines
-            .iter()
-            .filter(|p| p.remote.is_some())
-            .map(|p| (p.id, p))
-            .collect();
         lanes.retain(|id, lane| {
-            let kept = present.get(id);
-            match kept {
-                Some(pipeline) => lane.state().pipeline = Arc::clone(pipeline),
+            let definition = definitions.get(id);
+            match definition {
+                Some(Ok(pipeline)) => lane.state().pipeline = Arc::clone(pipeline),
+                Some(Err(_)) => {}
                 None => {
                     lane.state().closed = true;
-                    lane.fail_all(&EmbedError::new(
-                        ErrorClass::Internal,
-                        "the pipeline was dropped",
-                    ));
+                    lane.fail_all(&dropped());
                 }
             }
             lane.changed.notify_one();
-            kept.is_some()
+            definition.is_some()
         });
     }
 
@@ -279,10 +274,7 @@ impl Remotes {
         loop {
             // Whoever changes something after this look leaves a permit for the wait.
             if lane.state().closed {
-                lane.fail_all(&EmbedError::new(
-                    ErrorClass::Internal,
-                    "the pipeline was dropped",
-                ));
+                lane.fail_all(&dropped());
                 return;
             }
             let pipeline = lane.pipeline();
@@ -422,7 +414,8 @@ impl Remotes {
             }
         };
         // A task of its own: a panic in it is an error here.
-        let result = tokio::spawn(call).await.unwrap_or_else(|_| {
+        let mut task = Owned(tokio::spawn(call));
+        let result = (&mut task.0).await.unwrap_or_else(|_| {
             Err(EmbedError::new(
                 ErrorClass::Internal,
                 "the call to the provider failed",
@@ -586,6 +579,20 @@ impl Remotes {
             sleep(LOOK_AGAIN).await;
         }
         true
+    }
+}
+
+/// What ends documents whose pipeline is gone; nobody reads it.
+fn dropped() -> EmbedError {
+    EmbedError::new(ErrorClass::Internal, "the pipeline was dropped")
+}
+
+/// A task that ends when nobody waits for it any more.
+struct Owned<T>(JoinHandle<T>);
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
