@@ -96,7 +96,7 @@ pub struct Config {
     pub model_dir: PathBuf,
     /// Threads for local inference, each at the lowest priority (nice 19). At least 1.
     pub inference_threads: usize,
-    /// Threads that split documents and count tokens, likewise. At least 1.
+    /// Threads that split documents and count tokens, at a low priority (nice 5). At least 1.
     pub split_threads: usize,
     /// Where the number of requests being answered is kept, for those who watch.
     pub requests_in_flight: &'static AtomicI32,

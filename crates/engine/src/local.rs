@@ -12,7 +12,7 @@ use embedder::{EmbedError, ErrorClass};
 use crate::Pipeline;
 use crate::pack::{Backlog, Item};
 use crate::split::Part;
-use crate::threads::{lower_priority, spawn_with_signals_blocked};
+use crate::threads::{INFERENCE_NICE, lower_priority, spawn_with_signals_blocked};
 
 /// Chunks to embed together.
 struct Request {
@@ -103,7 +103,7 @@ pub(crate) fn start(threads: usize, queue: &Arc<LocalQueue>) -> io::Result<()> {
     for number in 0..threads {
         let queue = Arc::clone(queue);
         spawn_with_signals_blocked(&format!("ingest call {number}"), move || {
-            lower_priority();
+            lower_priority(INFERENCE_NICE);
             // One thread an inference and several inferences at once: no thread waits for another inside a matrix product.
             let threads = InferenceThreads::new(1);
             while let Some(request) = queue.next() {

@@ -106,10 +106,11 @@ struct Place(Budget);
 impl Place {
     fn take(remote: &Remote) -> Option<Self> {
         let budget = remote.budget;
-        budget
+        let begun = budget
             .in_flight
-            .try_begin(budget.worker, remote.concurrency)
-            .then_some(Self(budget))
+            .try_begin(budget.worker, remote.concurrency);
+        // Not `then_some`: a place that was not given must not be given back.
+        begun.then(|| Self(budget))
     }
 }
 
@@ -189,7 +190,7 @@ impl Remotes {
         }
     }
 
-    /// The thread, started at its first use: a worker without remote pipelines has none.
+    /// The thread, started when there is a remote pipeline: a worker without has none.
     fn runtime(&self) -> Result<&Handle, EmbedError> {
         self.runtime
             .get_or_init(|| start_runtime().ok())
@@ -226,6 +227,10 @@ impl Remotes {
     /// Takes the present definitions; what waits for a pipeline that is gone ends. One that cannot be used just now keeps
     /// what it has, by the definition that it had.
     pub(crate) fn configure(&self, definitions: &Definitions) {
+        if definitions.values().flatten().any(|p| p.remote.is_some()) {
+            // From here, because a thread inherits the priority of the one that starts it, and splitters have a low one.
+            let _ = self.runtime();
+        }
         let mut lanes = self.lanes();
         lanes.retain(|id, lane| {
             let definition = definitions.get(id);

@@ -15,7 +15,7 @@ use crate::local::LocalQueue;
 use crate::models::Models;
 use crate::pack::Item;
 use crate::remote::{Lane, Remotes};
-use crate::threads::{lower_priority, spawn_with_signals_blocked};
+use crate::threads::{SPLIT_NICE, lower_priority, spawn_with_signals_blocked};
 use crate::usage::Reservation;
 use crate::{Document, Pipeline};
 
@@ -56,7 +56,7 @@ pub(crate) fn start(
         let documents = Arc::clone(&documents);
         let context = Arc::clone(&context);
         spawn_with_signals_blocked(&format!("ingest split {number}"), move || {
-            lower_priority();
+            lower_priority(SPLIT_NICE);
             loop {
                 let next = documents
                     .lock()

@@ -35,13 +35,18 @@ fn with_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Gives the calling thread, and those that it spawns, the lowest priority, so that inference takes only the processor
-/// time that queries leave.
+/// Nice value of threads that run a model: the lowest priority there is.
+pub(crate) const INFERENCE_NICE: i32 = 19;
+/// Nice value of threads that split: behind queries, and before inference, since splitting feeds remote models.
+pub(crate) const SPLIT_NICE: i32 = 5;
+
+/// Gives the calling thread, and those that it spawns, a low priority, so that it takes only the processor time that
+/// queries leave.
 #[allow(unsafe_code)]
-pub(crate) fn lower_priority() {
+pub(crate) fn lower_priority(nice: i32) {
     // SAFETY: no pointers; on Linux a thread id names one thread here. A refusal leaves the priority as it was.
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, 19);
+        libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, nice);
     }
 }
 
