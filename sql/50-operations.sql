@@ -136,7 +136,7 @@ REVOKE ALL ON FUNCTION ingest.stage_files(text, text[], text[], jsonb[], text[])
 
 -- Documents that lie evenly in the backlog: the oldest at or after each of so many ids. The ids of a long backlog are
 -- dense enough for that.
-CREATE FUNCTION ingest.sample_backlog(pipeline_id int, most int) RETURNS TABLE (content text)
+CREATE FUNCTION ingest.sample_backlog(pipeline_id int, most int) RETURNS TABLE (document_id bigint)
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
     WITH ends AS (
         SELECT (SELECT q.document_id FROM ingest.queue q
@@ -161,9 +161,9 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
                                         WHERE q.pipeline_id = sample_backlog.pipeline_id LIMIT sample_backlog.most) AS q
         WHERE e.queued <= sample_backlog.most
     )
-    SELECT d.content FROM chosen c JOIN ingest.documents d ON d.id = c.document_id
+    SELECT c.document_id FROM chosen c WHERE c.document_id IS NOT NULL ORDER BY hashint8(c.document_id)
 $$;
-COMMENT ON FUNCTION ingest.sample_backlog(int, int) IS 'Contents of queued documents, all or so many, for estimate()';
+COMMENT ON FUNCTION ingest.sample_backlog(int, int) IS 'Queued documents, all or so many, in no order, for estimate()';
 REVOKE ALL ON FUNCTION ingest.sample_backlog(int, int) FROM PUBLIC;
 
 CREATE FUNCTION ingest.estimate(pipeline text = NULL)

@@ -1,6 +1,6 @@
 //! `estimate`: what the backlog will cost, before it is spent.
 //!
-//! Documents of the backlog are split and counted as the worker would do it: all of a short one, else some that lie
+//! Documents of the backlog are split and counted as the worker would do it: all of a small one, else some that lie
 //! evenly in it, from which the rest is reckoned by the bytes.
 
 use limiter::Targets;
@@ -170,22 +170,27 @@ fn backlog(pipeline_id: i32) -> (u64, u64) {
 fn count_sample(definition: &Definition) -> Counted {
     let (tokenizer, extra) = pipeline_tokenizer(definition).or_raise();
     let options = definition.split_options();
-    let contents: Vec<Option<String>> = {
+    let sample: Vec<i64> = {
         let _acting = ActingAs::extension_owner();
-        Spi::connect(|client| {
-            let rows = client.select(
-                "SELECT content FROM ingest.sample_backlog($1, $2)",
-                None,
-                &[definition.pipeline_id.into(), SAMPLE_DOCUMENTS.into()],
-            )?;
-            rows.map(|row| row.get::<String>(1))
-                .collect::<Result<_, _>>()
-        })
+        Spi::get_one_with_args(
+            "SELECT array_agg(document_id) FROM ingest.sample_backlog($1, $2)",
+            &[definition.pipeline_id.into(), SAMPLE_DOCUMENTS.into()],
+        )
         .or_raise()
+        .unwrap_or_default()
     };
     let mut counted = Counted::default();
-    for content in contents {
+    // One at a time: a document may be as large as pg_ingest.max_document_size.
+    for document in sample {
         pgrx::check_for_interrupts!();
+        let content: Option<String> = {
+            let _acting = ActingAs::extension_owner();
+            Spi::get_one_with_args(
+                "SELECT (SELECT content FROM ingest.documents WHERE id = $1)",
+                &[document.into()],
+            )
+            .or_raise()
+        };
         counted.documents += 1;
         let content = content.unwrap_or_default();
         counted.bytes += content.len() as u64;

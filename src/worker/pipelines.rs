@@ -273,7 +273,7 @@ impl Pipelines {
             None => budgets::limit_of_pipeline(key),
             Some(name) => budgets::limit_named(name).ok_or_else(|| {
                 EmbedError::model_unusable(format!("limit {name:?} is not defined"))
-                    .with_hint("Define it with ingest.set_limit().")
+                    .with_hint("Define it with ingest.set_limit(). All databases together have room for 128 limits.")
             })?,
         };
         let (_, timeout, connect_timeout) = written.settings;

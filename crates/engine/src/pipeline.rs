@@ -96,10 +96,10 @@ impl Pipeline {
         let (inputs, tokens) = match &self.remote {
             None => (LOCAL_REQUEST_INPUTS, LOCAL_REQUEST_TOKENS),
             Some(remote) => {
-                let affordable = limiter::request_tokens(&remote.budget.limit.targets());
-                let affordable = usize::try_from(affordable)
-                    .unwrap_or(usize::MAX)
-                    .min(UNLIMITED_REQUEST_TOKENS);
+                let affordable = match limiter::request_tokens(&remote.budget.limit.targets()) {
+                    u64::MAX => UNLIMITED_REQUEST_TOKENS,
+                    tokens => usize::try_from(tokens).unwrap_or(usize::MAX),
+                };
                 (
                     remote.inputs_per_request,
                     remote.tokens_per_request.min(affordable),

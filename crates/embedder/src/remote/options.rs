@@ -121,13 +121,12 @@ const RESERVED_HEADERS: [&str; 16] = [
 /// Fields that make the request, or that make the answer something else than one float vector for each input which
 /// depends on that input alone: packed numbers (Voyage, Cohere, Jina), many vectors an input and chunks that see their
 /// neighbours (Jina), streams.
-const RESERVED_FIELDS: [&str; 15] = [
+const RESERVED_FIELDS: [&str; 14] = [
     "model",
     "input",
     "inputs",
     "texts",
     "prompt",
-    "encoding_format",
     "embedding_type",
     "embedding_types",
     "output_dtype",
@@ -171,8 +170,11 @@ impl RequestOptions {
     pub fn validate(&self) -> Result<(), InvalidOptions> {
         self.header_map()?;
         let bodies = [&self.body, &self.document_body, &self.query_body];
-        for (field, _) in bodies.into_iter().flatten() {
-            if RESERVED_FIELDS.contains(&field.as_str()) {
+        for (field, value) in bodies.into_iter().flatten() {
+            // Both are understood in every answer; only the user knows whether a compatible server sends base64.
+            let encoding = ["float", "base64"].contains(&value.as_str().unwrap_or_default());
+            if RESERVED_FIELDS.contains(&field.as_str()) || field == "encoding_format" && !encoding
+            {
                 return Err(InvalidOptions::ReservedField(field.clone()));
             }
         }
@@ -297,6 +299,14 @@ mod tests {
                 with_header(name, "x"),
                 Err(InvalidOptions::HeaderName(name.to_owned()))
             );
+        }
+    }
+
+    #[test]
+    fn the_encoding_of_vectors_may_be_chosen() {
+        for encoding in ["float", "base64"] {
+            let json = serde_json::json!({"body": {"encoding_format": encoding}}).to_string();
+            assert!(RequestOptions::parse(&json).is_ok());
         }
     }
 
