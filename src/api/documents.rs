@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use pgrx::prelude::*;
 
-use crate::api::pipelines::Definition;
+use crate::api::definition::Definition;
 use crate::api::targets::fire_constraints_at_once;
 use crate::errors::OrRaise;
 use crate::owner::ActingAs;

@@ -7,7 +7,7 @@ use limiter::Targets;
 use pgrx::datum::Interval;
 use pgrx::prelude::*;
 
-use crate::api::pipelines::{Definition, owned_pipelines};
+use crate::api::definition::{Definition, owned_pipelines};
 use crate::api::text::{cost_of, pipeline_tokenizer};
 use crate::budgets;
 use crate::errors::OrRaise;

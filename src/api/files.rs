@@ -6,7 +6,7 @@ use files::{FileContent, FilesError, Format};
 use pgrx::prelude::*;
 use serde_json::json;
 
-use crate::api::pipelines::Definition;
+use crate::api::definition::Definition;
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
 use crate::settings;

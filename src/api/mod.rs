@@ -1,10 +1,12 @@
 //! The SQL functions, a file per noun. Their declarations, names and comments are in `sql/`.
 
+mod definition;
 pub mod documents;
 mod estimate;
 mod files;
 mod limits;
-pub mod pipelines;
+mod models;
+mod pipelines;
 mod queries;
 mod status;
 pub mod targets;

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 
 use pgrx::prelude::*;
 
-use crate::api::pipelines::Definition;
+use crate::api::definition::Definition;
 use crate::api::status::require_worker;
 use crate::errors::{OrRaise, UserError};
 use crate::shmem;

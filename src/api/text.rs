@@ -8,21 +8,13 @@ use embedder::local::LocalModel;
 use embedder::{ModelName, Provider, catalogue};
 use pgrx::prelude::*;
 
-use crate::api::pipelines::Definition;
+use crate::api::definition::{Definition, parse_model};
 use crate::errors::{OrRaise, UserError};
 use crate::settings;
 
 thread_local! {
     /// Tokenizers of this backend by model, since reading one takes some tens of milliseconds.
     static TOKENIZERS: RefCell<HashMap<String, Tokenizer>> = RefCell::default();
-}
-
-/// The name of a model as the user gave it.
-pub fn parse_model(model: &str) -> Result<ModelName, UserError> {
-    model.parse().map_err(|error: embedder::InvalidModelName| {
-        UserError::invalid(error.to_string())
-            .hint("Models are named provider/model, such as local/all-MiniLM-L6-v2.")
-    })
 }
 
 /// The tokenizer of a model.

@@ -61,7 +61,7 @@ struct Child {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pg_ingest_launcher_main(_argument: pg_sys::Datum) {
-    super::main_loop::install_signal_handlers();
+    super::process::install_signal_handlers();
     // SAFETY: no database: only shared catalogs are read.
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
@@ -72,7 +72,7 @@ pub extern "C-unwind" fn pg_ingest_launcher_main(_argument: pg_sys::Datum) {
     let mut look_at_all = true;
     loop {
         let wakes = shared.launcher_wakes();
-        let reloaded = super::main_loop::reload_settings();
+        let reloaded = super::process::reload_settings();
         // Reports before requests: whoever asked after a report is asking for good.
         for absent in shared.take_absent() {
             databases.remove(&absent);
@@ -94,7 +94,7 @@ pub extern "C-unwind" fn pg_ingest_launcher_main(_argument: pg_sys::Datum) {
         let next = supervise(shared, &mut databases);
         let pause = next.map(|at| at.saturating_duration_since(Instant::now()));
         let woken = shared.launcher_wakes() != wakes;
-        super::main_loop::wait(-1, if woken { Some(Duration::ZERO) } else { pause });
+        super::process::wait(-1, if woken { Some(Duration::ZERO) } else { pause });
     }
 }
 

@@ -1,6 +1,5 @@
 //! The worker process: its life from connecting to leaving, and the loop in between.
 
-use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,8 +11,12 @@ use crate::budgets;
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
 use crate::worker::claim::{self, Claims};
+use crate::worker::housekeeping;
 use crate::worker::launcher::worker_identity;
 use crate::worker::pipelines::{self, Pipelines};
+use crate::worker::process::{
+    EventFd, check_interrupts, install_signal_handlers, reload_settings, wait,
+};
 use crate::worker::query_server;
 use crate::worker::settle::Settler;
 use crate::worker::transaction::{SqlError, transaction};
@@ -22,106 +25,6 @@ use crate::worker::transaction::{SqlError, transaction};
 const FOLD_INTERVAL: Duration = Duration::from_secs(1);
 /// Wait after an unexpected error before going on, so that a broken state fills no log.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
-
-// Postgres's own handlers as they are: pgrx's wrappers of them are Rust functions.
-unsafe extern "C-unwind" {
-    fn die(signal: libc::c_int);
-    #[allow(non_snake_case)]
-    fn SignalHandlerForConfigReload(signal: libc::c_int);
-}
-
-/// SIGTERM ends the process at the next safe point, also inside a statement; SIGHUP rereads the settings.
-pub fn install_signal_handlers() {
-    // SAFETY: before signals are unblocked, on the main thread, with Postgres's own handlers.
-    unsafe {
-        #[cfg(not(feature = "pg18"))]
-        use pg_sys::pqsignal;
-        #[cfg(feature = "pg18")]
-        use pg_sys::pqsignal_be as pqsignal;
-        pqsignal(libc::SIGTERM, Some(die));
-        pqsignal(libc::SIGHUP, Some(SignalHandlerForConfigReload));
-        pg_sys::BackgroundWorkerUnblockSignals();
-    }
-}
-
-/// Rereads the settings if SIGHUP asked for it; whether it did.
-pub fn reload_settings() -> bool {
-    // SAFETY: a flag that the signal handler sets; outside a transaction.
-    unsafe {
-        if (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 {
-            (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
-            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
-            return true;
-        }
-    }
-    false
-}
-
-/// Sleeps until the latch is set, `fd` (none when negative) can be read, or the timeout passes. Ends the process when the
-/// server asks for it.
-pub fn wait(fd: RawFd, timeout: Option<Duration>) {
-    let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
-    if fd >= 0 {
-        events |= pg_sys::WL_SOCKET_READABLE;
-    }
-    let milliseconds = match timeout {
-        Some(timeout) => {
-            events |= pg_sys::WL_TIMEOUT;
-            i64::try_from(timeout.as_millis())
-                .unwrap_or(i64::MAX)
-                .min(i64::from(i32::MAX))
-                + 1
-        }
-        None => -1,
-    };
-    // SAFETY: this process's latch, and a descriptor that stays open.
-    unsafe {
-        pg_sys::WaitLatchOrSocket(
-            pg_sys::MyLatch,
-            events as i32,
-            fd,
-            milliseconds,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
-        pg_sys::ResetLatch(pg_sys::MyLatch);
-    }
-    check_interrupts();
-}
-
-/// Ends the process when the server asks for it. A cancel (`pg_cancel_backend`) that comes while no statement runs has
-/// nothing to cancel.
-fn check_interrupts() {
-    PgTryBuilder::new(|| {
-        pgrx::check_for_interrupts!();
-    })
-    .catch_others(|_| ())
-    .execute();
-}
-
-/// A counter in the kernel that the engine's threads ring and the main thread waits on.
-struct EventFd(RawFd);
-
-impl EventFd {
-    fn new() -> std::io::Result<Self> {
-        // SAFETY: no pointers.
-        match unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) } {
-            -1 => Err(std::io::Error::last_os_error()),
-            fd => Ok(Self(fd)),
-        }
-    }
-
-    fn ring(&self) {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: eight bytes of this frame. A full counter has been rung already.
-        unsafe { libc::write(self.0, one.as_ptr().cast(), one.len()) };
-    }
-
-    fn silence(&self) {
-        let mut count = [0u8; 8];
-        // SAFETY: eight bytes of this frame; the descriptor does not block.
-        unsafe { libc::read(self.0, count.as_mut_ptr().cast(), count.len()) };
-    }
-}
 
 /// Frees the slot whichever way the process ends.
 #[pg_guard]
@@ -276,7 +179,7 @@ impl Worker {
                     // Woken in the middle of the turn, after it had looked.
                     let woken = slot.wakes() != wakes;
                     wait(
-                        self.bell.0,
+                        self.bell.fd(),
                         if woken { Some(Duration::ZERO) } else { timeout },
                     );
                     self.bell.silence();
@@ -323,7 +226,7 @@ impl Worker {
         }
         let busy = wrote || took.is_some();
         if !busy || self.folded.elapsed() > FOLD_INTERVAL {
-            pipelines::fold_counters()?;
+            housekeeping::fold_counters()?;
             self.write_down()?;
             self.folded = Instant::now();
         }
@@ -409,14 +312,14 @@ impl Worker {
                 Some((limit, requests, tokens))
             })
             .collect();
-        pipelines::write_down(&spent)
+        housekeeping::write_down(&spent)
     }
 
     /// Builds one deferred index whose time has come.
     fn build_index(&mut self) -> Result<bool, SqlError> {
         let failed = self.pipelines.with_failed_index();
         let Some(pipeline) = transaction(|| {
-            pipelines::wanting_index(settings::deferred_index_min_chunks(), failed)
+            housekeeping::wanting_index(settings::deferred_index_min_chunks(), failed)
         })?
         else {
             return Ok(false);
@@ -426,7 +329,7 @@ impl Worker {
             .store(WorkerState::BuildingIndex as u8, Ordering::Relaxed);
         report_activity(c"building a deferred index");
         let started = Instant::now();
-        match transaction(|| pipelines::build_index(&pipeline)) {
+        match transaction(|| housekeeping::build_index(&pipeline)) {
             Ok(()) => log!(
                 "pg_ingest: built the HNSW index of pipeline {:?} in {:.1} s",
                 pipeline.name,

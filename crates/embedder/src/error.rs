@@ -134,6 +134,16 @@ impl EmbedError {
         }
     }
 
+    /// Whether the same inputs in smaller requests may do better: something in them was refused. Errors about the moment
+    /// (throttling, timeouts), the caller (a key) or the model are not.
+    pub fn blames_the_inputs(&self) -> bool {
+        !self.model_unusable
+            && matches!(
+                self.class,
+                ErrorClass::InvalidRequest | ErrorClass::TooLarge | ErrorClass::Internal
+            )
+    }
+
     /// Whether the same request may succeed later without anybody's help.
     pub fn retryable(&self) -> bool {
         self.class.retryable() && !self.model_unusable

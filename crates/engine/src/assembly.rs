@@ -176,3 +176,10 @@ impl Assembly {
             .send(Outcome::from_error(self.ticket, error), room);
     }
 }
+
+/// A chunk on its way into a request.
+#[derive(Clone)]
+pub(crate) struct Part {
+    pub(crate) document: Arc<Assembly>,
+    pub(crate) chunk: usize,
+}

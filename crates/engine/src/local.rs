@@ -10,8 +10,8 @@ use embedder::local::{InferenceThreads, LocalModel};
 use embedder::{EmbedError, ErrorClass};
 
 use crate::Pipeline;
+use crate::assembly::Part;
 use crate::pack::{Backlog, Item};
-use crate::split::Part;
 use crate::threads::{INFERENCE_NICE, lower_priority, spawn_with_signals_blocked};
 
 /// Chunks to embed together.
@@ -143,16 +143,6 @@ fn answer(
     }
 }
 
-/// Whether the same inputs in smaller requests may do better: something in them was refused. Errors about the moment
-/// (throttling, timeouts), the caller (a key) or the model are not.
-pub(crate) fn blames_the_inputs(error: &EmbedError) -> bool {
-    !error.model_unusable
-        && matches!(
-            error.class,
-            ErrorClass::InvalidRequest | ErrorClass::TooLarge | ErrorClass::Internal
-        )
-}
-
 /// An answer for each input, in order. A refused request is halved until the bad inputs stand alone: `O(bad · log n)`
 /// calls, and no input that was fine is lost.
 fn bisect<I, O>(
@@ -164,7 +154,7 @@ fn bisect<I, O>(
     }
     match call(inputs) {
         Ok(answers) => answers.into_iter().map(Ok).collect(),
-        Err(error) if inputs.len() > 1 && blames_the_inputs(&error) => {
+        Err(error) if inputs.len() > 1 && error.blames_the_inputs() => {
             let (left, right) = inputs.split_at(inputs.len() / 2);
             let mut answers = bisect(left, call);
             answers.extend(bisect(right, call));

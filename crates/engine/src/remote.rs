@@ -18,11 +18,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::assembly::Results;
-use crate::local::blames_the_inputs;
+use crate::assembly::{Part, Results};
 use crate::pack::{Backlog, Item, Packed};
 use crate::pipeline::{Budget, Definitions, Pipeline, Remote};
-use crate::split::Part;
 use crate::threads::spawn_with_signals_blocked;
 use crate::usage::Usage;
 
@@ -369,7 +367,7 @@ impl Remotes {
                 lane.fail_all(&error);
             }
             Err(Refusal { error, wait: None }) => {
-                if items.len() > 1 && blames_the_inputs(&error) {
+                if items.len() > 1 && error.blames_the_inputs() {
                     let mut left = items;
                     let right = left.split_off(left.len() / 2);
                     let mut state = lane.state();

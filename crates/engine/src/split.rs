@@ -10,7 +10,7 @@ use embedder::local::LocalModel;
 use embedder::remote::Purpose;
 use embedder::{EmbedError, ErrorClass};
 
-use crate::assembly::{Assembly, EmbeddedChunk, Outcome, Results};
+use crate::assembly::{Assembly, EmbeddedChunk, Outcome, Part, Results};
 use crate::local::LocalQueue;
 use crate::models::Models;
 use crate::pack::Item;
@@ -21,13 +21,6 @@ use crate::{Document, Pipeline};
 
 /// Attempts after which a document is sent alone.
 const ALONE_AFTER: u32 = 2;
-
-/// A chunk on its way into a request.
-#[derive(Clone)]
-pub(crate) struct Part {
-    pub(crate) document: Arc<Assembly>,
-    pub(crate) chunk: usize,
-}
 
 /// A document on its way to be split.
 pub(crate) struct Submitted {

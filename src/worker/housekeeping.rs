@@ -1,0 +1,140 @@
+//! What a worker does beside documents: the counters of progress, the day's totals of limits, deferred indexes.
+
+use pgrx::prelude::*;
+
+use crate::api::targets::create_index;
+use crate::errors::OrRaise;
+use crate::owner::ActingAs;
+use crate::worker::transaction::{SqlError, run, transaction};
+
+/// Serialises the folding of counters among workers; the number is pg_ingest's own.
+const FOLD_LOCK: i64 = 0x7067_5f69_6e67_0001;
+/// Rows folded by one statement, so that a backlog of them cannot make a long transaction.
+const FOLD_ROWS: i64 = 10_000;
+
+/// Adds what was sent to the day's totals (UTC) of the limits, `(limit, requests, tokens)`, and forgets past days.
+pub fn write_down(spent: &[(String, i64, i64)]) -> Result<(), SqlError> {
+    if spent.is_empty() {
+        return Ok(());
+    }
+    let column =
+        |of: fn(&(String, i64, i64)) -> i64| -> Vec<i64> { spent.iter().map(of).collect() };
+    let names: Vec<String> = spent.iter().map(|(name, ..)| name.clone()).collect();
+    transaction(|| {
+        Spi::connect_mut(|client| {
+            run(client, "SET LOCAL synchronous_commit = off", &[])?;
+            run(
+                client,
+                "INSERT INTO ingest.limit_day AS d (name, day, requests, tokens)
+                 SELECT u.name, (clock_timestamp() AT TIME ZONE 'UTC')::date, sum(u.requests), sum(u.tokens)
+                 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u(name, requests, tokens)
+                 GROUP BY u.name ORDER BY u.name
+                 ON CONFLICT (name) DO UPDATE
+                     SET requests = EXCLUDED.requests + CASE WHEN d.day = EXCLUDED.day THEN d.requests ELSE 0 END,
+                         tokens = EXCLUDED.tokens + CASE WHEN d.day = EXCLUDED.day THEN d.tokens ELSE 0 END,
+                         day = EXCLUDED.day",
+                &[
+                    names.into(),
+                    column(|entry| entry.1).into(),
+                    column(|entry| entry.2).into(),
+                ],
+            )
+            .map(drop)
+        })
+        .or_raise();
+    })
+}
+
+/// Adds the differences in `counter_delta` to `counter`. Readers see the same sums before and after.
+pub fn fold_counters() -> Result<(), SqlError> {
+    loop {
+        let folded = transaction(|| {
+            Spi::connect_mut(|client| {
+                let pending = run(client, "SELECT FROM ingest.counter_delta LIMIT 1", &[])?;
+                if pending.is_empty() {
+                    return Ok(0);
+                }
+                let locked = run(client, "SELECT pg_try_advisory_xact_lock($1)", &[FOLD_LOCK.into()])?
+                    .first()
+                    .get_one::<bool>()?;
+                if locked != Some(true) {
+                    return Ok(0);
+                }
+                // Losing a fold to a crash loses nothing: the differences are still there.
+                run(client, "SET LOCAL synchronous_commit = off", &[])?;
+                let folded = run(
+                    client,
+                    "WITH batch AS (
+                         SELECT ctid FROM ingest.counter_delta LIMIT $1
+                     ), gone AS (
+                         DELETE FROM ingest.counter_delta WHERE ctid = ANY (ARRAY(SELECT ctid FROM batch)) RETURNING *
+                     ), sums AS (
+                         SELECT pipeline_id, sum(documents) AS documents, sum(archived) AS archived, sum(queued) AS queued,
+                                sum(queued_bytes) AS queued_bytes, sum(failed) AS failed, sum(chunks) AS chunks,
+                                sum(tokens) AS tokens
+                         FROM gone GROUP BY pipeline_id
+                     ), added AS (
+                         UPDATE ingest.counter c
+                         SET documents = c.documents + s.documents, archived = c.archived + s.archived,
+                             queued = c.queued + s.queued, queued_bytes = c.queued_bytes + s.queued_bytes,
+                             failed = c.failed + s.failed, chunks = c.chunks + s.chunks, tokens = c.tokens + s.tokens
+                         FROM sums s WHERE c.pipeline_id = s.pipeline_id
+                     )
+                     SELECT count(*) FROM gone",
+                    &[FOLD_ROWS.into()],
+                )?
+                .first()
+                .get_one::<i64>()?;
+                Ok::<_, pgrx::spi::Error>(folded.unwrap_or(0))
+            })
+            .or_raise()
+        })?;
+        if folded < FOLD_ROWS {
+            return Ok(());
+        }
+    }
+}
+
+/// A pipeline whose deferred index is due.
+pub struct WantingIndex {
+    /// Its number.
+    pub id: i32,
+    /// Its name.
+    pub name: String,
+    owner: pg_sys::Oid,
+    target: pg_sys::Oid,
+}
+
+/// The first pipeline not in `except` with a deferred index, nothing queued, at least `min_chunks` chunks and no HNSW index. Inside a
+/// transaction.
+pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> {
+    Spi::connect_mut(|client| {
+        let row = run(
+            client,
+            "SELECT p.pipeline_id, p.name, p.owner::oid, p.target::oid
+             FROM ingest.pipeline p JOIN ingest.totals t USING (pipeline_id) JOIN pg_class c ON c.oid = p.target
+             WHERE p.index = 'deferred' AND t.queued = 0 AND t.chunks >= $1 AND c.relkind IN ('r', 'p') AND p.pipeline_id <> ALL ($2)
+               AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+                               WHERE i.indrelid = p.target AND m.amname = 'hnsw')
+             LIMIT 1",
+            &[min_chunks.into(), except.into()],
+        )?
+        .first();
+        if row.is_empty() {
+            return Ok(None);
+        }
+        Ok::<_, pgrx::spi::Error>(Some(WantingIndex {
+            id: row.get::<i32>(1)?.unwrap_or_default(),
+            name: row.get::<String>(2)?.unwrap_or_default(),
+            owner: row.get::<pg_sys::Oid>(3)?.unwrap_or(pg_sys::InvalidOid),
+            target: row.get::<pg_sys::Oid>(4)?.unwrap_or(pg_sys::InvalidOid),
+        }))
+    })
+    .or_raise()
+}
+
+/// Builds it as the pipeline's owner. Inside a transaction.
+pub fn build_index(pipeline: &WantingIndex) {
+    let _acting = ActingAs::new(pipeline.owner);
+    create_index(pipeline.target);
+}
