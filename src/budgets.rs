@@ -278,6 +278,13 @@ pub fn forget_pipeline(key: NonZeroU64) {
     }
 }
 
+/// Begins anew for a worker: another process has its number.
+pub fn open_worker(worker: usize) {
+    for slot in counters().iter().flat_map(|counters| &counters.pipelines) {
+        slot.in_flight.open_worker(worker);
+    }
+}
+
 /// Gives back the requests in flight of a worker that ends. Plain atomics: it is called while a process exits.
 pub fn release_worker(worker: usize) {
     for slot in counters().iter().flat_map(|counters| &counters.pipelines) {

@@ -14,8 +14,6 @@ use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
 use crate::{access, settings};
 
-/// Longest identifier in bytes (NAMEDATALEN - 1).
-pub const MAX_NAME: usize = 63;
 /// A pipeline as SQL functions need it.
 pub struct Definition {
     /// Its number.

@@ -5,7 +5,7 @@ use limiter::{Budget, wait_until_midnight};
 use pgrx::datum::Interval;
 use pgrx::prelude::*;
 
-use crate::api::definition::MAX_NAME;
+use crate::api::MAX_NAME;
 use crate::budgets::{self, Seen};
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;

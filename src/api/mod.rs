@@ -11,3 +11,6 @@ mod queries;
 mod status;
 pub mod targets;
 mod text;
+
+/// Longest identifier in bytes (NAMEDATALEN - 1).
+pub const MAX_NAME: usize = 63;

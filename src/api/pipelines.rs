@@ -6,7 +6,8 @@ use pgrx::JsonB;
 use pgrx::prelude::*;
 use pgrx::spi::quote_qualified_identifier;
 
-use crate::api::definition::{Definition, MAX_NAME, owned_pipelines, parse_model};
+use crate::api::MAX_NAME;
+use crate::api::definition::{Definition, owned_pipelines, parse_model};
 use crate::api::limits::use_limit;
 use crate::api::models::{Connection, Described};
 use crate::api::targets::{create_index, create_or_check_target, drop_indexes, target_for};

@@ -4,7 +4,7 @@
 use pgrx::prelude::*;
 use pgrx::spi::quote_qualified_identifier;
 
-use crate::api::definition::MAX_NAME;
+use crate::api::MAX_NAME;
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
 

@@ -31,6 +31,7 @@ const AFTER_ERROR: Duration = Duration::from_secs(1);
 unsafe extern "C-unwind" fn release_slot(_code: i32, slot: pg_sys::Datum) {
     if let Some(shared) = shmem::get() {
         let _ = std::fs::remove_file(query_server::socket_path(slot.value()));
+        engine::stop_sending();
         budgets::release_worker(slot.value());
         shared.release_worker(slot.value());
         shared.wake_launcher();
@@ -47,6 +48,7 @@ pub extern "C-unwind" fn pg_ingest_worker_main(argument: pg_sys::Datum) {
     let Some(slot) = shared.register_worker(database, number) else {
         return;
     };
+    budgets::open_worker(slot);
     // SAFETY: registered once, with a plain number.
     unsafe { pg_sys::before_shmem_exit(Some(release_slot), pg_sys::Datum::from(slot)) };
     if shared.must_stay_away(database) {

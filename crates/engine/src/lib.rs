@@ -24,7 +24,7 @@ pub use assembly::{EmbeddedChunk, Outcome};
 pub use models::Models;
 pub use pipeline::{Budget, Definitions, Pipeline, Remote};
 pub use queries::Queries;
-pub use remote::Event;
+pub use remote::{Event, stop_sending};
 pub use threads::{run_with_signals_blocked, spawn_with_signals_blocked};
 
 use std::path::PathBuf;

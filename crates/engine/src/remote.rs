@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -101,8 +101,20 @@ struct LaneState {
 /// A place among the requests in flight.
 struct Place(Budget);
 
+/// Set when the process is ending.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// No engine of this process begins another request: the process is ending, and what its threads would still take of what
+/// processes share, nobody could give back.
+pub fn stop_sending() {
+    ENDING.store(true, Ordering::SeqCst);
+}
+
 impl Place {
     fn take(remote: &Remote) -> Option<Self> {
+        if ENDING.load(Ordering::SeqCst) {
+            return None;
+        }
         let budget = remote.budget;
         let begun = budget
             .in_flight

@@ -70,7 +70,7 @@ pub struct Targets {
 }
 
 /// Requests a minute below which they are worth filling: one in a quarter of a second.
-const SCARCE_REQUESTS: u64 = 240;
+pub(crate) const SCARCE_REQUESTS: u64 = 240;
 
 /// How many tokens a packed request should hold at most: what the token budget allows in a quarter of a second, because
 /// servers enforce their limits over seconds too; where requests are scarcer than four a second, enough that they can
@@ -81,7 +81,7 @@ pub fn request_tokens(targets: &Targets) -> u64 {
         return u64::MAX;
     };
     let size = match targets.requests_per_minute {
-        Some(requests) if requests < SCARCE_REQUESTS => tokens.div_ceil(requests.max(1)),
+        Some(requests) if requests < SCARCE_REQUESTS => tokens / requests.max(1),
         _ => tokens / SCARCE_REQUESTS,
     };
     size.clamp(1, tokens.max(1))
@@ -190,7 +190,8 @@ mod tests {
             prop_assert!(size >= 1 && size <= tokens);
             match requests {
                 Some(requests) if requests < 240 => {
-                    prop_assert!(requests * size >= tokens && (requests * (size - 1)) < tokens);
+                    prop_assert!(requests * size <= tokens || size == 1);
+                    prop_assert!(requests * (size + 1) > tokens);
                 }
                 _ => prop_assert!(size <= (tokens / 240).max(1)),
             }

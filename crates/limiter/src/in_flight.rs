@@ -7,6 +7,9 @@ use crate::ORDER;
 /// Worker processes of one database, at most.
 pub const MAX_WORKERS: usize = 64;
 
+/// Set in a worker's count when its process is ending: nothing is counted in for it any more.
+const CLOSED: u32 = 1 << 31;
+
 /// Counts the requests that one pipeline has in flight, over all processes that share it. All-zero bytes are none.
 #[repr(C)]
 #[derive(Debug)]
@@ -31,7 +34,8 @@ impl InFlight {
         }
     }
 
-    /// Counts a request of `worker` in, unless `most` are in flight. Always false for a worker beyond [`MAX_WORKERS`].
+    /// Counts a request of `worker` in, unless `most` are in flight. Always false for a worker beyond [`MAX_WORKERS`] and
+    /// for one that was released.
     #[must_use]
     pub fn try_begin(&self, worker: usize, most: u32) -> bool {
         let Some(own) = self.workers.get(worker) else {
@@ -39,7 +43,10 @@ impl InFlight {
         };
         // The worker's count comes first: should the process end in between, one request too many is given back for it,
         // which ends with the next idle moment; the other way round one too few would be missing for ever.
-        own.fetch_add(1, ORDER);
+        let open = own.fetch_update(ORDER, ORDER, |own| (own & CLOSED == 0).then(|| own + 1));
+        if open.is_err() {
+            return false;
+        }
         let begun = self
             .total
             .fetch_update(ORDER, ORDER, |total| (total < most).then(|| total + 1))
@@ -59,10 +66,24 @@ impl InFlight {
         }
     }
 
-    /// Counts out all requests of a worker: its process has ended.
+    /// Counts out all requests of a worker, for good: its process is ending, and what its threads still do counts for
+    /// nothing.
     pub fn release_worker(&self, worker: usize) {
         if let Some(own) = self.workers.get(worker) {
-            subtract(&self.total, own.swap(0, ORDER));
+            let had = own.swap(CLOSED, ORDER);
+            if had & CLOSED == 0 {
+                subtract(&self.total, had);
+            }
+        }
+    }
+
+    /// Begins anew for a worker: another process has its number. What its predecessor left is counted out.
+    pub fn open_worker(&self, worker: usize) {
+        if let Some(own) = self.workers.get(worker) {
+            let had = own.swap(0, ORDER);
+            if had & CLOSED == 0 {
+                subtract(&self.total, had);
+            }
         }
     }
 
@@ -80,10 +101,12 @@ impl InFlight {
     }
 }
 
-/// Takes up to `n` off and returns how many.
+/// Takes up to `n` off and returns how many; nothing off a closed count.
 fn subtract(count: &AtomicU32, n: u32) -> u32 {
-    let had = count.fetch_update(ORDER, ORDER, |count| Some(count.saturating_sub(n)));
-    had.unwrap_or_else(|had| had).min(n)
+    let had = count.fetch_update(ORDER, ORDER, |count| {
+        (count & CLOSED == 0).then(|| count.saturating_sub(n))
+    });
+    had.map_or(0, |had| had.min(n))
 }
 
 #[cfg(test)]
@@ -114,6 +137,21 @@ mod tests {
         flight.end(2);
         flight.end(MAX_WORKERS);
         flight.release_worker(MAX_WORKERS);
+        assert_eq!(flight.count(), 0);
+    }
+
+    #[test]
+    fn a_worker_that_was_released_counts_nothing_in_until_it_is_opened_anew() {
+        let flight = InFlight::new();
+        assert!(flight.try_begin(1, 2));
+        flight.release_worker(1);
+        assert!(!flight.try_begin(1, 2));
+        flight.end(1);
+        assert_eq!(flight.count(), 0);
+        flight.open_worker(1);
+        assert!(flight.try_begin(1, 2));
+        // One that ended without a word.
+        flight.open_worker(1);
         assert_eq!(flight.count(), 0);
     }
 

@@ -8,11 +8,12 @@
 //! it: requests that one pipeline has open.
 //!
 //! # What a minute budget promises
-//! A request of any size is admitted when the debt of those before it is paid, and then owes its own size. So in every
-//! window of length `w` what is admitted is at most
-//! `target × (w + LATENESS) / (60 s + LATENESS) + the last request`, which for a window of 60 s is the target and one
-//! request. [`LATENESS`] is how late a caller may wake without a loss to the budget. Nothing is saved up: after
-//! idleness or a crash the first request goes at once and the next at the budget's pace.
+//! A request of any size is admitted when the debt of those before it is paid, and then owes its own size. A target is
+//! spread over a little more than a minute: [`LATENESS`], by which a caller may wake too late without a loss to the
+//! budget, the unevenness of the way to the server, and for tokens the size of a packed request ([`request_tokens`]). So
+//! requests that are packed by it stay within the target in every 60 s, at the server too, and 99.5 % of it can be used.
+//! A larger request (one chunk that is larger than a packed request should be) may exceed it by its size. Nothing is
+//! saved up: after idleness or a crash the first request goes at once and the next at the budget's pace.
 //!
 //! Corrections ([`Limit::settle`]) come after the fact: a window may hold, beyond that, what the requests in flight at
 //! its start were over-estimated by.

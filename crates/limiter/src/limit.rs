@@ -9,7 +9,7 @@ use crate::budget::{Budget, Setting, Targets, some};
 use crate::clock::{Now, nanoseconds, wait_until_midnight};
 use crate::cool_down::CoolDown;
 use crate::count::{DayTotal, MinuteTotal};
-use crate::rate::{LATENESS_NS, Rate};
+use crate::rate::{LATENESS_NS, REQUEST_WINDOW_NS, Rate, TOKEN_WINDOW_NS};
 use crate::shares::{LONGEST_WAIT, Share, Shares};
 
 const NS_A_SECOND: u64 = 1_000_000_000;
@@ -210,8 +210,8 @@ impl Limit {
                 rate.give_back(taken);
             }
         };
-        let tokens_cost = self.tokens.cost(tokens);
-        let request_cost = self.requests.cost(1);
+        let tokens_cost = self.tokens.cost(tokens, TOKEN_WINDOW_NS);
+        let request_cost = self.requests.cost(1, REQUEST_WINDOW_NS);
         let tokens_taken = take(&self.tokens, tokens_cost)?;
         let request_taken = take(&self.requests, request_cost)
             .inspect_err(|_| give_back(&self.tokens, tokens_taken))?;
@@ -238,7 +238,7 @@ impl Limit {
         let at = now.monotonic;
         self.retarget(at);
         let off = estimated.abs_diff(actual);
-        let cost = self.tokens.cost(off);
+        let cost = self.tokens.cost(off, TOKEN_WINDOW_NS);
         if actual > estimated {
             if let Some(cost) = cost {
                 self.tokens.charge(at, cost);
