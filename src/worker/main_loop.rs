@@ -263,14 +263,14 @@ impl Worker {
                     error,
                     wait,
                 } => {
+                    // Without the provider's words, which may quote a document.
                     let name = self.pipelines.get(pipeline).map_or("", |p| p.name.as_str());
                     log!(
                         "pg_ingest: pipeline {name:?}: request {} ({inputs} inputs) was refused for the moment (HTTP {}), \
-                         attempt {attempt}; everybody on its limit waits {:.1} s: {}",
+                         attempt {attempt}; everybody on its limit waits {:.1} s",
                         error.request_id.as_deref().unwrap_or("without an id"),
                         error.http_status.unwrap_or_default(),
                         wait.as_secs_f64(),
-                        error.message,
                     );
                 }
                 Event::KeyRefused { pipeline } => refused.push(pipeline),

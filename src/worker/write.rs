@@ -414,12 +414,13 @@ impl<'a> Retries<'a> {
         }
     }
 
+    /// Without the provider's words, which may quote a document.
     fn log(&self, pipeline: &Active) {
         for retry in &self.0 {
             let error = retry.error;
             log!(
                 "pg_ingest: pipeline {:?}: request {} failed ({}, HTTP {}), attempt {} of {}; {} documents are tried again \
-                 within {:.1} s: {}",
+                 within {:.1} s",
                 pipeline.name,
                 error.request_id.as_deref().unwrap_or("without an id"),
                 error.class,
@@ -430,7 +431,6 @@ impl<'a> Retries<'a> {
                 pipeline.max_attempts,
                 retry.documents,
                 retry.wait,
-                clean(&error.message),
             );
         }
     }
