@@ -323,6 +323,12 @@ async fn refusal(identity: Identity) -> String {
     assert_eq!(error.class, ErrorClass::Unavailable, "{error}");
     assert_eq!(error.http_status, None);
     assert!(error.retryable() && !error.blocks_pipeline());
+    assert!(
+        error
+            .hint
+            .as_deref()
+            .is_some_and(|hint| hint.contains("SSL_CERT_FILE"))
+    );
     assert_eq!(server.seen(), []);
     assert!(server.connections.load(Ordering::SeqCst) > 0);
     let text = format!("{error:?}");

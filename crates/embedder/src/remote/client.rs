@@ -236,9 +236,17 @@ impl Client {
         };
         // The outermost error names the URL, whose query string is nobody's business; its causes do not.
         let reasons = error.source().map(reasons).unwrap_or_default();
-        EmbedError::new(class, classify::clean(&format!("{what}: {reasons}"), key))
+        let told = EmbedError::new(class, classify::clean(&format!("{what}: {reasons}"), key));
+        if reasons.contains("certificate") {
+            return told.with_hint(CERTIFICATE_HINT);
+        }
+        told
     }
 }
+
+/// What to do about a certificate that is not believed.
+const CERTIFICATE_HINT: &str = "Add the server's CA to the trust roots of the system, or to the file that SSL_CERT_FILE in the \
+     environment of Postgres names; a self-signed certificate must be made with basicConstraints = CA:FALSE.";
 
 /// What stands in an answer that is no good one.
 async fn refused(response: &mut Response, endpoint: &Endpoint, key: Option<&Secret>) -> EmbedError {
