@@ -216,6 +216,9 @@ impl<'a> Document<'a, '_> {
             .chunk_tokens
             .saturating_mul(WINDOW_BYTES_PER_TOKEN)
             .clamp(MIN_WINDOW, MAX_WINDOW);
+        if self.push_if_it_fits(size, chunks) {
+            return Ok(());
+        }
         let sizer = || Sizer {
             counter: RefCell::new(BeginningsCounter::new(self.tokenizer)),
             cap: self.limit.saturating_add(self.limit / 4 + 1),
@@ -268,6 +271,24 @@ impl<'a> Document<'a, '_> {
             }
             position += next;
         }
+    }
+
+    /// Takes a text that is one chunk, as most short documents are; whether it is. text-splitter would come to the same
+    /// by looking for all the places where the text could be cut.
+    fn push_if_it_fits(&self, size: usize, chunks: &mut Vec<Chunk<'a>>) -> bool {
+        let text = self.text.trim();
+        if text.is_empty() || text.len() > size || obstacle(text).is_some() {
+            return false;
+        }
+        let tokens = self.tokenizer.count_up_to(text, self.limit);
+        if tokens <= self.limit {
+            chunks.push(Chunk {
+                text,
+                tokens,
+                offset: self.text.len() - self.text.trim_start().len(),
+            });
+        }
+        tokens <= self.limit
     }
 
     /// Takes a part as a chunk, or cuts it once more when it is too large: where text-splitter stops at a grapheme, or

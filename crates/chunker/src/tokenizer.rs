@@ -148,7 +148,7 @@ impl Tokenizer {
     }
 
     /// The longest beginning of `text`, up to a character, that has at most `max_tokens` tokens, found by halving; where
-    /// the count is not monotonic it may be a few tokens shorter than it could be, never longer.
+    /// the count is not monotonic it may be some tokens shorter than it could be, never longer.
     pub fn truncated<'a>(&self, text: &'a str, max_tokens: usize) -> &'a str {
         if self.count_up_to(text, max_tokens) <= max_tokens {
             return text;
