@@ -2,8 +2,9 @@
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::OnceLock;
 
-use fake_api::{Behaviour, FakeApi, vector_of};
+use fake_api::{Behaviour, FakeApi, Record, Request, vector_of};
 
 use crate::{Cluster, Database, quoted};
 
@@ -105,4 +106,90 @@ impl Database<'_> {
             prefix.replace('\'', ""),
         ));
     }
+}
+
+/// An API that wants [`KEY`] and remembers the texts.
+pub fn api() -> FakeApi {
+    FakeApi::start(Behaviour {
+        keep_texts: true,
+        ..behaviour()
+    })
+}
+
+/// The cluster of those tests in which requests are to time out.
+pub fn impatient_cluster() -> &'static Cluster {
+    static IMPATIENT: OnceLock<Cluster> = OnceLock::new();
+    IMPATIENT.get_or_init(|| {
+        Cluster::start(&[
+            ("pg_ingest.request_timeout", "1500ms"),
+            ("pg_ingest.connect_timeout", "1000ms"),
+        ])
+    })
+}
+
+/// Waits for the documents of a pipeline and sees that each is embedded, and rightly.
+#[track_caller]
+pub fn all_embedded(db: &Database, pipeline: &str, documents: usize) {
+    let settled = format!(
+        "SELECT ingest.wait({}, timeout => '60 s')",
+        quoted(pipeline)
+    );
+    assert!(
+        db.one::<bool>(&settled),
+        "{:?} {:?}",
+        db.progress_of(pipeline),
+        db.rows_as_text("SELECT * FROM ingest.failures")
+    );
+    let all = documents as i64;
+    let progress = db.progress_of(pipeline);
+    assert_eq!(
+        progress.counts(),
+        (all, all, 0, 0),
+        "{pipeline}: {:?}",
+        db.rows_as_text("SELECT * FROM ingest.failures")
+    );
+    let chunks = db.check_vectors(&format!("ingest.{pipeline}_chunks"));
+    assert_eq!(chunks as i64, progress.chunks, "{pipeline}");
+}
+
+/// Sees that a vector is this text's.
+#[track_caller]
+pub fn same_vector(stored: &[f32], text: &str) {
+    let expected = vector_of(text, stored.len());
+    let same = stored
+        .iter()
+        .zip(&expected)
+        .all(|(a, b)| (a - b).abs() < 1e-6);
+    assert!(same, "the vector is not that of {text:?}");
+}
+
+/// What `embed()` gives.
+pub fn embed(db: &Database, text: &str, pipeline: &str) -> Vec<f32> {
+    db.one(&format!(
+        "SELECT ingest.embed({}, {})::real[]",
+        quoted(text),
+        quoted(pipeline)
+    ))
+}
+
+/// The values of a field of every request's body.
+pub fn field(records: &[Record], name: &str) -> Vec<Option<String>> {
+    let value = |record: &Record| Some(record.fields.get(name)?.as_str()?.to_owned());
+    records.iter().map(value).collect()
+}
+
+/// The whole of the server's log.
+pub fn server_log(cluster: &Cluster) -> String {
+    let bytes = std::fs::read(cluster.home().join("log")).expect("the server's log");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The value of the header by which rules tell pipelines apart.
+pub fn case_of(request: &Request) -> &str {
+    request.header("x-case").unwrap_or_default()
+}
+
+/// The argument that sets that header.
+pub fn case(name: &str) -> String {
+    format!(r#"request => '{{"headers": {{"x-case": "{name}"}}}}'"#)
 }
