@@ -7,7 +7,7 @@ use fake_api::{
     Behaviour, FakeApi, Fault, Latency, Limits, Record, Request, RetryAfter, RetryHints, Verdict,
 };
 use harness::remote::{
-    KEY, OTHER_KEY, all_embedded, api, behaviour, case, embed, same_vector, server_log,
+    KEY, OTHER_KEY, all_embedded, behaviour, case, embed, same_vector, server_log,
 };
 use harness::secrecy::the_key_is_nowhere;
 use harness::*;
