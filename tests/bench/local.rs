@@ -1,10 +1,10 @@
-//! The local model, and how long one document takes on its way.
+//! The local model against COPY.
 
 use std::time::Duration;
 
 use harness::*;
 
-use crate::report::{line, median, quantile, seconds, timed};
+use crate::report::{line, median, timed};
 
 pub fn pipeline_against_copy(cluster: &Cluster, documents: usize) {
     println!(
@@ -64,51 +64,5 @@ pub fn pipeline_against_copy(cluster: &Cluster, documents: usize) {
         "pipeline : COPY, documents per second",
         format!("{:.4}", copy.as_secs_f64() / embedding.as_secs_f64()),
     );
-    println!();
-}
-
-pub fn latency(cluster: &Cluster, rounds: usize) {
-    println!("from the commit of one short document to its vector visible, {rounds} times");
-    let db = Database::new_in(cluster);
-    db.run("SELECT ingest.create_pipeline()");
-    db.run(&texts::insert_passages());
-    db.quiesce();
-    let mut watcher = db.connect();
-    let look = watcher
-        .prepare("SELECT EXISTS (SELECT FROM ingest.default_chunks WHERE document_key = $1)")
-        .expect("a query");
-    let (mut whole, mut embed, mut net) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..rounds {
-        let text = texts::numbered(round);
-        let asked = timed(|| {
-            db.execute("SELECT ingest.embed($1)", &[&text]);
-        });
-        let key = format!("late {round}");
-        db.execute(
-            "INSERT INTO ingest.documents (key, content) VALUES ($1, $2)",
-            &[&key, &text],
-        );
-        // The INSERT returns after its commit: what is measured starts here.
-        let visible = timed(|| {
-            while !watcher
-                .query_one(&look, &[&key])
-                .expect("a look")
-                .get::<_, bool>(0)
-            {
-                std::thread::sleep(Duration::from_micros(200));
-            }
-        });
-        whole.push(visible);
-        embed.push(asked);
-        net.push(visible.saturating_sub(asked));
-    }
-    for (what, times) in [
-        ("commit to visible", &mut whole),
-        ("embed() of the same text, from a session", &mut embed),
-        ("commit to visible, embed() not counted", &mut net),
-    ] {
-        line(&format!("{what}, p50"), seconds(quantile(times, 0.5)));
-        line(&format!("{what}, p95"), seconds(quantile(times, 0.95)));
-    }
     println!();
 }

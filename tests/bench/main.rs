@@ -6,6 +6,7 @@
 //! minutes. `BENCH_PLOT=FILE` has `budget` draw what it measured as SVG. Needs what the tests need; see [`harness`].
 
 mod budget;
+mod latency;
 mod local;
 mod plot;
 mod queue;
@@ -31,7 +32,9 @@ const BENCHES: [(&str, Bench); 7] = [
     ("local", |cluster, scale| {
         local::pipeline_against_copy(cluster, scale.rows(400));
     }),
-    ("latency", |cluster, _| local::latency(cluster, 50)),
+    ("latency", |cluster, _| {
+        latency::of_one_document(cluster, 50)
+    }),
     ("inserts", |cluster, scale| {
         queue::bulk_insert(cluster, scale.rows(100_000));
     }),
