@@ -24,7 +24,7 @@ CREATE VIEW ingest.limits AS
 SELECT l.name, l.rpm, l.tpm, l.rpd, l.tpd, l.utilization,
        coalesce(b.requests_last_minute, 0) AS requests_last_minute, coalesce(b.tokens_last_minute, 0) AS tokens_last_minute,
        coalesce(b.requests_today, d.requests, 0) AS requests_today, coalesce(b.tokens_today, d.tokens, 0) AS tokens_today,
-       coalesce(b.rate_limited, 0) AS rate_limited, clock_timestamp() + b.cooling_down AS cooling_down_until
+       coalesce(b.rate_limited, 0) AS rate_limited, date_trunc('second', clock_timestamp() + b.cooling_down) AS cooling_down_until
 FROM ingest.limit_definition l
 LEFT JOIN ingest.budget_states() b USING (name)
 LEFT JOIN ingest.limit_day d ON d.name = l.name AND d.day = (clock_timestamp() AT TIME ZONE 'UTC')::date

@@ -22,9 +22,9 @@ CREATE FUNCTION ingest.drop_pipeline(name text, drop_target boolean = false) RET
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'drop_pipeline_wrapper';
 COMMENT ON FUNCTION ingest.drop_pipeline(text, boolean) IS 'Removes a pipeline with its staged documents and failures; its target table too when drop_target is true';
 
--- The definition of a pipeline, or the error that lists those there are.
+-- The definition of a pipeline, or the error that lists those there are. Functions that show some of it decide what.
 CREATE FUNCTION ingest.pipeline_named(name text) RETURNS ingest.pipeline
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_row ingest.pipeline;
 BEGIN
@@ -35,16 +35,13 @@ BEGIN
     RETURN found_row;
 END $$;
 COMMENT ON FUNCTION ingest.pipeline_named(text) IS 'The definition of the pipeline with this name; an error when there is none';
+REVOKE ALL ON FUNCTION ingest.pipeline_named(text) FROM PUBLIC;
 
-CREATE FUNCTION ingest.require_owner(p ingest.pipeline) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF NOT pg_has_role(current_user, p.owner::oid, 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of pipeline %', p.name USING ERRCODE = 'insufficient_privilege',
-            DETAIL = format('It belongs to role %s.', p.owner);
-    END IF;
-END $$;
-COMMENT ON FUNCTION ingest.require_owner(ingest.pipeline) IS 'Raises an error unless the current user owns the pipeline';
+CREATE FUNCTION ingest.target_of(pipeline text) RETURNS TABLE (target regclass, dimensions int)
+LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT p.target, p.dimensions FROM ingest.pipeline_named(pipeline) AS p
+$$;
+COMMENT ON FUNCTION ingest.target_of(text) IS 'Where the pipeline of this name keeps its chunks; an error when there is none. Whoever may read the table may search it';
 
 CREATE FUNCTION ingest.set_paused(pipeline_id int, paused boolean) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -123,6 +120,8 @@ SELECT n.name AS pipeline,
        round(coalesce(r.tokens_per_minute, 0)::numeric) AS tokens_per_minute,
        CASE WHEN n.queued = 0 THEN interval '0'
             WHEN n.paused OR n.blocked_error IS NOT NULL OR n.problem IS NOT NULL THEN NULL
+            -- The day's budget is used up: how many days it takes is what estimate() says.
+            WHEN n.cooling_down > interval '1 hour' THEN NULL
             WHEN n.queued_bytes > 0 AND r.bytes_per_minute > 0 AND n.queued_bytes / r.bytes_per_minute < 1e7
             THEN make_interval(secs => ceil(60 * n.queued_bytes / r.bytes_per_minute)) + coalesce(n.cooling_down, interval '0')
             -- Nothing is done yet: what the budget allows, with four bytes to a token of ordinary text.

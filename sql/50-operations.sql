@@ -72,7 +72,7 @@ DECLARE
     stuck text;
 BEGIN
     IF pipeline IS NOT NULL THEN
-        PERFORM ingest.pipeline_named(pipeline);
+        PERFORM ingest.target_of(pipeline);
     END IF;
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'ingest.wait() needs isolation level READ COMMITTED'
@@ -160,8 +160,23 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan =
         FROM ends e CROSS JOIN LATERAL (SELECT q.document_id FROM ingest.queue q
                                         WHERE q.pipeline_id = sample_backlog.pipeline_id LIMIT sample_backlog.most) AS q
         WHERE e.queued <= sample_backlog.most
+    ), others AS (
+        -- Hardly any is ready: those in flight, or waiting for their next attempt, stand for all.
+        SELECT q.document_id
+        FROM (SELECT count(*) AS ready FROM chosen c WHERE c.document_id IS NOT NULL) AS r
+        CROSS JOIN LATERAL (
+            (SELECT q.document_id FROM ingest.queue q
+             WHERE q.claimed_by IS NOT NULL AND q.pipeline_id = sample_backlog.pipeline_id LIMIT sample_backlog.most)
+            UNION ALL
+            (SELECT q.document_id FROM ingest.queue q
+             WHERE q.retry_at IS NOT NULL AND q.pipeline_id = sample_backlog.pipeline_id LIMIT sample_backlog.most)
+        ) AS q
+        WHERE r.ready < least(sample_backlog.most, (SELECT e.queued FROM ends e)) / 2
     )
-    SELECT c.document_id FROM chosen c WHERE c.document_id IS NOT NULL ORDER BY hashint8(c.document_id)
+    SELECT s.document_id
+    FROM (TABLE chosen UNION TABLE others) AS s
+    WHERE s.document_id IS NOT NULL
+    ORDER BY hashint8(s.document_id)
 $$;
 COMMENT ON FUNCTION ingest.sample_backlog(int, int) IS 'Queued documents, all or so many, in no order, for estimate()';
 REVOKE ALL ON FUNCTION ingest.sample_backlog(int, int) FROM PUBLIC;
@@ -212,7 +227,7 @@ BEGIN
         ok := model_error IS NULL; detail := coalesce(model_error, p.model);
         hint := CASE WHEN NOT ok THEN
                     CASE WHEN p.model LIKE 'local/%' THEN 'Install the model below pg_ingest.model_dir (make model)'
-                         ELSE 'Put it right here or with ingest.alter_pipeline()' END
+                         ELSE 'Put it right there, or change it with ingest.alter_pipeline()' END
                     || ', then SELECT ingest.resume(' || quote_literal(p.name) || ');' END;
         RETURN NEXT;
 

@@ -19,7 +19,7 @@ CREATE FUNCTION ingest.search(query text, k int = 10, pipeline text = 'default',
 RETURNS TABLE (key text, chunk_no int, content text, metadata jsonb, similarity float8)
 LANGUAGE plpgsql VOLATILE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    p ingest.pipeline;
+    p record;
     vectors text := ingest.vector_schema();
     ef_search text := current_setting('hnsw.ef_search', true);
     iterative_scan text := current_setting('hnsw.iterative_scan', true);
@@ -28,10 +28,10 @@ BEGIN
         RAISE EXCEPTION 'k must be at least 1' USING ERRCODE = 'invalid_parameter_value',
             DETAIL = format('It is %s.', coalesce(k::text, 'null')), HINT = 'k is how many chunks search() returns.';
     END IF;
-    p := ingest.pipeline_named(pipeline);
+    SELECT * INTO p FROM ingest.target_of(pipeline);
     IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = p.target) THEN
-        RAISE EXCEPTION 'the target table of pipeline % was dropped', p.name USING ERRCODE = 'undefined_table',
-            HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', p.name);
+        RAISE EXCEPTION 'the target table of pipeline % was dropped', search.pipeline USING ERRCODE = 'undefined_table',
+            HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', search.pipeline);
     END IF;
     -- An HNSW scan returns ef_search rows at the most, and with a filter fewer; both settings are put back below.
     PERFORM set_config('hnsw.ef_search', least(greatest(k, coalesce(nullif(ef_search, '')::int, 40)), 1000)::text, true);

@@ -86,8 +86,15 @@ pub fn resolve(reference: &KeyReference, owner: pg_sys::Oid) -> Result<Secret, E
             Secret::new(&text)
                 .map_err(|error| refused(&format!("secret {name:?} of Vault is no key: {error}")))
         }
-        KeyReference::Env(name) => read_env(name).map_err(|error| refused(&error.to_string())),
-        KeyReference::File(path) => read_file(path).map_err(|error| refused(&error.to_string())),
+        KeyReference::Env(name) => read_env(name).map_err(|error| {
+            refused(&error.to_string()).with_hint(
+                "Set the variable where the server is started and restart it, or keep the key in a file (file:/PATH) or in Vault.",
+            )
+        }),
+        KeyReference::File(path) => read_file(path).map_err(|error| {
+            refused(&error.to_string())
+                .with_hint("The file must be readable for the user that the server runs as.")
+        }),
     }
 }
 

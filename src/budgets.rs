@@ -138,9 +138,13 @@ pub struct LimitDefinition {
     pub today: (u64, u64),
 }
 
-/// Notes how this database defines its limits: takes new and changed figures into effect, and drops what is no longer
-/// defined.
-pub fn define(database: pg_sys::Oid, definitions: &[LimitDefinition]) {
+/// Notes how this database defines its limits: takes new and changed figures into effect, and withdraws what this process
+/// saw `before` and sees no longer (at its start: all else). What it never saw, another worker may have noted meanwhile.
+pub fn define(
+    database: pg_sys::Oid,
+    before: Option<&[LimitDefinition]>,
+    definitions: &[LimitDefinition],
+) {
     let Some(counters) = counters() else { return };
     let now = Now::read();
     let mut directory = DIRECTORY.exclusive();
@@ -151,7 +155,7 @@ pub fn define(database: pg_sys::Oid, definitions: &[LimitDefinition]) {
         };
         let entry = &mut directory.0[index];
         let known = entry.place(database.to_u32());
-        if entry.definitions[known].database != database.to_u32() {
+        if entry.definitions[known].database == 0 {
             let (requests, tokens) = definition.today;
             let day = (now.unix / 86_400) as u32;
             counters.limits[index].restore_day(now, day, requests, tokens);
@@ -171,9 +175,38 @@ pub fn define(database: pg_sys::Oid, definitions: &[LimitDefinition]) {
         let Owner::Name(..) = entry.owner else {
             continue;
         };
-        let gone = !definitions.iter().any(|d| named(&d.name) == entry.owner);
-        if gone {
+        let is_in = |list: &[LimitDefinition]| list.iter().any(|d| named(&d.name) == entry.owner);
+        if !is_in(definitions) && before.is_none_or(is_in) {
             entry.withdraw(database.to_u32(), &counters.limits[index], now);
+        }
+    }
+}
+
+/// Forgets a database that has no extension any more.
+pub fn forget_database(database: pg_sys::Oid) {
+    define(database, None, &[]);
+    keep_pipelines(database, &[]);
+}
+
+/// Forgets the pipelines of a database that are not among these.
+pub fn keep_pipelines(database: pg_sys::Oid, present: &[NonZeroU64]) {
+    let Some(counters) = counters() else { return };
+    let is_gone = |key: u64| {
+        (key >> 32) as u32 == database.to_u32() && !present.iter().any(|known| known.get() == key)
+    };
+    let mut directory = DIRECTORY.exclusive();
+    for (entry, limit) in directory.0.iter_mut().zip(&counters.limits) {
+        if matches!(entry.owner, Owner::Pipeline(key) if is_gone(key)) {
+            limit.clear();
+            *entry = Entry::default();
+        }
+    }
+    drop(directory);
+    for slot in &counters.pipelines {
+        // Requests that are still out find their place again; the next time it is free.
+        let key = slot.key.load(Ordering::Acquire);
+        if key != 0 && is_gone(key) && slot.in_flight.count() == 0 {
+            slot.key.store(0, Ordering::Release);
         }
     }
 }
@@ -257,24 +290,6 @@ pub fn in_flight_of_pipeline(key: NonZeroU64) -> &'static InFlight {
     match shared {
         Some(slot) => &slot.in_flight,
         None => Box::leak(Box::default()),
-    }
-}
-
-/// Forgets a pipeline that was dropped.
-pub fn forget_pipeline(key: NonZeroU64) {
-    let Some(counters) = counters() else { return };
-    let mut directory = DIRECTORY.exclusive();
-    let owner = Owner::Pipeline(key.get());
-    if let Some(index) = directory.0.iter().position(|entry| entry.owner == owner) {
-        counters.limits[index].clear();
-        directory.0[index] = Entry::default();
-    }
-    drop(directory);
-    for slot in &counters.pipelines {
-        // Requests that are still out find their place again.
-        if slot.key.load(Ordering::Acquire) == key.get() && slot.in_flight.count() == 0 {
-            slot.key.store(0, Ordering::Release);
-        }
     }
 }
 

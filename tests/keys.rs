@@ -209,3 +209,21 @@ fn the_doctor_tells_what_is_wrong_with_a_key_and_never_the_key() {
     cluster.write_key(KEY);
     assert!(db.one::<bool>("SELECT ok FROM ingest.doctor() WHERE \"check\" = 'model of mine'"));
 }
+
+#[test]
+fn a_key_that_is_given_by_mistake_is_not_logged() {
+    let cluster = Cluster::start(&[]);
+    let db = Database::new_in(&cluster);
+    for sql in [
+        format!("SELECT ingest.create_pipeline('p', model => '{MODEL}', api_key => '{KEY}')"),
+        format!("SELECT ingest.create_pipeline('p', model => '{MODEL}', api_key => 'env:{KEY}')"),
+    ] {
+        let error = db.expect_error(&sql);
+        assert_eq!(error.code, "22023", "{}", error.text());
+    }
+    // Other errors are logged with their statements, also after these.
+    db.expect_error("SELECT ingest.pause('no such pipeline')");
+    let log = harness::remote::server_log(&cluster);
+    assert!(log.contains("STATEMENT:  SELECT ingest.pause"), "{log}");
+    assert!(!log.contains(&KEY[8..]), "{log}");
+}

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use fake_api::{Behaviour, FakeApi, Latency, Limits};
+use fake_api::{Behaviour, FakeApi, Fault, Latency, Limits};
+use harness::roles::{gone, refused, role, run};
 use harness::*;
 
 /// An API that keeps these limits by the minute and by the second.
@@ -263,11 +264,11 @@ fn a_preset_is_defined_at_its_first_use() {
 fn an_estimate_says_before_what_is_spent_afterwards() {
     let api = api(Limits::none());
     let db = Database::new();
-    db.run("SELECT ingest.set_limit('l', tpm => 300000, utilization => 1.0)");
+    db.run("SELECT ingest.set_limit('estimated', tpm => 300000, utilization => 1.0)");
     db.create_remote_pipeline(
         "default",
         &api,
-        "limits => 'l', chunk_tokens => 100, index => 'none'",
+        "limits => 'estimated', chunk_tokens => 100, index => 'none'",
     );
     db.run("SELECT ingest.pause('default')");
     db.insert_prose("default", "d", 40, 200);
@@ -340,6 +341,13 @@ fn limits_that_cannot_be_are_refused_with_what_to_do() {
         assert_eq!(error.code, "22023", "{call}: {}", error.text());
         assert!(error.text().contains(word), "{call}: {}", error.text());
     }
+    db.run("SELECT ingest.set_limit('l' || n, rpm => 100) FROM generate_series(1, 64) n");
+    assert_eq!(
+        db.expect_error("SELECT ingest.set_limit('one more', rpm => 5)")
+            .code,
+        "54000"
+    );
+    db.run("SELECT ingest.set_limit('l64', rpm => 5); SELECT ingest.drop_limit('l' || n) FROM generate_series(1, 64) n");
     let long = format!("SELECT ingest.set_limit('{}', rpm => 5)", "x".repeat(64));
     assert_eq!(db.expect_error(&long).code, "42622");
     assert_eq!(
@@ -389,4 +397,106 @@ fn limits_that_cannot_be_are_refused_with_what_to_do() {
     assert!(error.text().contains("'tiny'"), "{}", error.text());
     db.run("SELECT ingest.alter_pipeline('p', limits => ''); SELECT ingest.drop_limit('tiny')");
     assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.limits"), 0);
+}
+
+#[test]
+fn a_count_that_no_tokenizer_makes_is_not_believed() {
+    let api = api(Limits::none());
+    api.on_request(|request| {
+        (request.number == 0).then(|| {
+            let vector: Vec<String> = fake_api::vector_of(&request.texts[0], 1536)
+                .iter()
+                .map(f32::to_string)
+                .collect();
+            Fault::body(format!(
+                r#"{{"data": [{{"index": 0, "embedding": [{}]}}], "usage": {{"prompt_tokens": 9223372036854775807}}}}"#,
+                vector.join(",")
+            ))
+        })
+    });
+    let db = Database::new();
+    db.run("SELECT ingest.set_limit('believed', rpm => 6000, tpm => 6000000)");
+    db.create_remote_pipeline("default", &api, "limits => 'believed', batch_size => 1");
+    db.insert_prose("default", "d", 5, 20);
+    db.settle();
+    assert_eq!(db.check_vectors("ingest.default_chunks"), 5);
+    assert!(db.one::<bool>("SELECT tokens_today < 1000 FROM ingest.limits"));
+}
+
+#[test]
+fn a_limit_is_its_owner_s_or_everybody_s_when_a_superuser_has_set_it() {
+    let db = Database::new();
+    let (owner, mut client) = role(&db);
+    let other = format!("{owner}_other");
+    db.run(&format!(
+        "CREATE ROLE {other} LOGIN; GRANT USAGE ON SCHEMA ingest TO {other}; GRANT CREATE ON SCHEMA app TO {other}; GRANT USAGE ON SCHEMA app TO {other}"
+    ));
+    let mut stranger = db.connect_as(&other);
+    let create = |limit: &str, target: &str| {
+        format!(
+            "SELECT ingest.create_pipeline('{target}', model => '{}', api_key => 'vault:x', limits => '{limit}', target => 'app.{target}')",
+            remote::MODEL
+        )
+    };
+    // One of one's own, also by the name of a preset.
+    run(
+        &mut client,
+        "SELECT ingest.set_limit('openai-tier-3', rpm => 1)",
+    );
+    run(&mut client, &create("openai-tier-3", "mine"));
+    for sql in [
+        "SELECT ingest.set_limit('openai-tier-3', rpm => 5000)",
+        "SELECT ingest.drop_limit('openai-tier-3')",
+        &create("openai-tier-3", "theirs"),
+    ] {
+        let error = refused(&mut stranger, sql);
+        assert_eq!(error.code, "42501", "{sql}: {}", error.text());
+    }
+    // A superuser takes it over, for everybody.
+    db.run("SELECT ingest.set_limit('openai-tier-3', rpm => 5000)");
+    run(&mut stranger, &create("openai-tier-3", "theirs"));
+    let error = refused(
+        &mut client,
+        "SELECT ingest.set_limit('openai-tier-3', rpm => 9000)",
+    );
+    assert_eq!(error.code, "42501");
+    drop((client, stranger));
+    gone(&db, &owner);
+    gone(&db, &other);
+    db.run(&format!("DROP ROLE {other}"));
+}
+
+#[test]
+fn a_day_of_tokens_is_used_up_and_shown_when_nothing_more_fits() {
+    let api = api(Limits::none());
+    let db = Database::new();
+    let to_midnight: f64 = db.one("SELECT extract(epoch FROM date_trunc('day', now() AT TIME ZONE 'UTC') + interval '1 day' - now() AT TIME ZONE 'UTC')::float8");
+    if to_midnight < 180.0 {
+        eprintln!("skipped: the day is nearly over");
+        return;
+    }
+    db.run("SELECT ingest.set_limit('tokens of a day', tpd => 2000, utilization => 1.0)");
+    db.create_remote_pipeline("default", &api, "limits => 'tokens of a day'");
+    db.run("SELECT ingest.pause('default')");
+    db.insert_prose("default", "d", 300, 100);
+    db.run("SELECT ingest.resume('default')");
+    wait_until("the day's budget is spent", SOON, || {
+        db.progress().state == "cooling_down"
+    });
+    // No document of a hundred tokens fits into what is left.
+    let today: i64 =
+        db.one("SELECT tokens_today FROM ingest.limits WHERE name = 'tokens of a day'");
+    assert!((1_880..=2_000).contains(&today), "{today} tokens");
+    assert_eq!(api.tokens_accepted() as i64, today);
+    assert!(db.one::<bool>("SELECT eta IS NULL FROM ingest.progress"));
+    let (chunks, days): (i64, f64) = {
+        let row = &db.rows(
+            "SELECT chunks, extract(epoch FROM duration)::float8 / 86400 FROM ingest.estimate()",
+        )[0];
+        (row.get(0), row.get(1))
+    };
+    assert!(
+        chunks > 270 && (13.0..=16.0).contains(&days),
+        "{chunks} chunks, {days} days"
+    );
 }

@@ -1,7 +1,7 @@
 //! Promise: the worker lends nobody its rights, no function can be led astray by a `search_path`, and every object says what
 //! it is.
 
-use harness::roles::{gone, role, run};
+use harness::roles::{gone, refused, role, run};
 use harness::*;
 
 #[test]
@@ -538,6 +538,30 @@ fn deferred_triggers_run_as_the_owner_too() {
     assert_eq!(
         db.all::<String>("SELECT DISTINCT what || ' ' || acting_role FROM app.who ORDER BY 1"),
         ["DELETE", "INSERT", "UPDATE"].map(|what| format!("{what} {owner}"))
+    );
+    drop(client);
+    gone(&db, &owner);
+}
+
+#[test]
+fn a_query_is_paid_by_the_owner_and_so_for_those_who_may_read_the_chunks() {
+    let db = Database::with_pipeline();
+    db.run(&texts::insert_passages());
+    db.settle();
+    let (owner, mut client) = role(&db);
+    for sql in [
+        "SELECT ingest.embed('a question')",
+        "SELECT * FROM ingest.search('a question')",
+        "SELECT ingest.pipeline_named('default')",
+        "SELECT * FROM ingest.estimate('default')",
+    ] {
+        let error = refused(&mut client, sql);
+        assert_eq!(error.code, "42501", "{sql}: {}", error.text());
+    }
+    db.run(&format!("GRANT SELECT ON ingest.default_chunks TO {owner}"));
+    run(
+        &mut client,
+        "SELECT ingest.embed('a question'); SELECT * FROM ingest.search('a question'); SELECT * FROM ingest.estimate()",
     );
     drop(client);
     gone(&db, &owner);

@@ -58,6 +58,7 @@ impl Definition {
     }
 
     fn read(query: &str, argument: DatumWithOid) -> Option<Self> {
+        let _acting = ActingAs::extension_owner();
         Spi::connect(|client| {
             let row = client.select(query, Some(1), &[argument])?.first();
             if row.is_empty() {
@@ -157,6 +158,23 @@ impl Definition {
     /// Its target's name, quoted for SQL; `None` when the table was dropped.
     pub fn target_name(&self) -> Option<String> {
         table_name(self.target).map(|(schema, table)| quote_qualified_identifier(schema, table))
+    }
+
+    /// Raises `42501` unless the current user owns it or may read its target: a query of theirs is paid by the owner.
+    pub fn require_use(&self) {
+        // SAFETY: catalog look-ups inside a transaction; a table that was dropped is nobody's to read.
+        let readable = unsafe {
+            pg_sys::pg_class_aclcheck(self.target, pg_sys::GetUserId(), pg_sys::ACL_SELECT.into())
+                == pg_sys::AclResult::ACLCHECK_OK
+        };
+        if !(readable || self.is_owned()) {
+            UserError::new(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("permission denied for pipeline {:?}", self.name),
+            )
+            .hint("Whoever may read the pipeline's target table may ask: GRANT SELECT on it.")
+            .raise();
+        }
     }
 
     /// Raises `42501` unless the current user owns it.

@@ -78,13 +78,13 @@ impl Figures {
         }
     }
 
-    /// Writes the definition; `owner` becomes its owner if it is new.
+    /// Writes the definition, which is `owner`'s from now on.
     fn write(&self, name: &str, owner: pg_sys::Oid) {
         let _acting = ActingAs::extension_owner();
         Spi::run_with_args(
             "INSERT INTO ingest.limit_definition (name, owner, rpm, tpm, rpd, tpd, utilization) VALUES ($1, $2, $3, $4, $5, $6, $7)
              ON CONFLICT (name) DO UPDATE
-                 SET rpm = EXCLUDED.rpm, tpm = EXCLUDED.tpm, rpd = EXCLUDED.rpd, tpd = EXCLUDED.tpd,
+                 SET owner = EXCLUDED.owner, rpm = EXCLUDED.rpm, tpm = EXCLUDED.tpm, rpd = EXCLUDED.rpd, tpd = EXCLUDED.tpd,
                      utilization = EXCLUDED.utilization",
             &[
                 name.into(),
@@ -100,6 +100,8 @@ impl Figures {
     }
 }
 
+/// Limits of one database at most: half of what all databases share.
+const MAX_LIMITS_OF_A_DATABASE: i64 = 64;
 /// The default of `utilization` in the SQL signature.
 const DEFAULT_UTILIZATION: f64 = 0.8;
 
@@ -122,7 +124,10 @@ fn set_limit(
         utilization: utilization.unwrap_or(DEFAULT_UTILIZATION),
     };
     figures.check().or_raise();
-    require_ownership(name).or_raise();
+    let owner = require_ownership(name).or_raise();
+    if owner.is_none() {
+        refuse_too_many().or_raise();
+    }
     let longest: Option<i32> = {
         let _acting = ActingAs::extension_owner();
         Spi::get_one_with_args(
@@ -134,9 +139,31 @@ fn set_limit(
     if let Some(chunk) = longest {
         fits(name, &figures.budget(), chunk).or_raise();
     }
-    // SAFETY: a plain read.
-    figures.write(name, unsafe { pg_sys::GetUserId() });
+    // SAFETY: plain reads and a catalog look-up inside a transaction. What a superuser sets is nobody else's to change.
+    let owner = unsafe {
+        match owner {
+            Some(owner) if !pg_sys::superuser() => owner,
+            _ => pg_sys::GetUserId(),
+        }
+    };
+    figures.write(name, owner);
     wake::at_commit();
+}
+
+/// Leaves room for the limits of other databases.
+fn refuse_too_many() -> Result<(), UserError> {
+    let _acting = ActingAs::extension_owner();
+    let defined: Option<i64> =
+        Spi::get_one("SELECT count(*) FROM ingest.limit_definition").or_raise();
+    if defined.unwrap_or(0) < MAX_LIMITS_OF_A_DATABASE {
+        return Ok(());
+    }
+    Err(UserError::new(
+        PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        format!("a database has at most {MAX_LIMITS_OF_A_DATABASE} limits"),
+    )
+    .detail("They lie in shared memory, which has room for 128 of all databases together.")
+    .hint("Drop one that is not used: SELECT ingest.drop_limit('…');"))
 }
 
 /// Whether a chunk of so many tokens can ever be sent under a budget: one that cannot would wait for ever.
@@ -167,6 +194,7 @@ fn fits(name: &str, budget: &Budget, chunk_tokens: i32) -> Result<(), UserError>
 /// that nobody has defined yet.
 pub fn use_limit(name: &str, chunk_tokens: i32) -> Result<(), UserError> {
     if let Some(budget) = defined(name) {
+        require_trust(name)?;
         return fits(name, &budget, chunk_tokens);
     }
     let Some(preset) = presets::preset(name) else {
@@ -191,6 +219,34 @@ pub fn use_limit(name: &str, chunk_tokens: i32) -> Result<(), UserError> {
         100.0 * DEFAULT_UTILIZATION
     );
     Ok(())
+}
+
+/// Refuses a limit that the current user has no reason to trust: its owner may change it at any time. That of a superuser
+/// is everybody's.
+fn require_trust(name: &str) -> Result<(), UserError> {
+    let Some(owner) = owner_of(name) else {
+        return Ok(());
+    };
+    // SAFETY: catalog look-ups inside a transaction.
+    unsafe {
+        let user = pg_sys::GetUserId();
+        if pg_sys::superuser_arg(owner)
+            || pg_sys::has_privs_of_role(user, owner) && !pg_sys::superuser_arg(user)
+        {
+            return Ok(());
+        }
+        if pg_sys::superuser_arg(user) {
+            notice!(
+                "limit {name:?} belongs to a role that is no superuser, which may change it; SELECT ingest.set_limit() makes it yours"
+            );
+            return Ok(());
+        }
+    }
+    Err(UserError::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("limit {name:?} belongs to another role"),
+    )
+    .hint("Define one of your own with ingest.set_limit(); a limit that a superuser has set serves everybody."))
 }
 
 /// The figures of a limit of this database.
@@ -230,7 +286,8 @@ fn known_limits() -> String {
 
 fn check_name(name: &str) -> Result<(), UserError> {
     if name.trim().is_empty() {
-        return Err(UserError::invalid("a limit needs a name"));
+        return Err(UserError::invalid("a limit needs a name")
+            .hint("For example SELECT ingest.set_limit('openai', rpm => 5000, tpm => 5000000);"));
     }
     if name.len() > MAX_NAME {
         return Err(UserError::new(
@@ -242,22 +299,24 @@ fn check_name(name: &str) -> Result<(), UserError> {
     Ok(())
 }
 
-/// Whether the limit exists; an error when it belongs to somebody else.
-fn require_ownership(name: &str) -> Result<bool, UserError> {
-    let owner: Option<pg_sys::Oid> = {
-        let _acting = ActingAs::extension_owner();
-        Spi::get_one_with_args(
-            "SELECT (SELECT owner::oid FROM ingest.limit_definition WHERE name = $1)",
-            &[name.into()],
-        )
-        .or_raise()
-    };
-    let Some(owner) = owner else {
-        return Ok(false);
+/// The owner of a limit, if there is one of this name.
+fn owner_of(name: &str) -> Option<pg_sys::Oid> {
+    let _acting = ActingAs::extension_owner();
+    Spi::get_one_with_args(
+        "SELECT (SELECT owner::oid FROM ingest.limit_definition WHERE name = $1)",
+        &[name.into()],
+    )
+    .or_raise()
+}
+
+/// The owner of a limit, if there is one of this name; an error when it is somebody else.
+fn require_ownership(name: &str) -> Result<Option<pg_sys::Oid>, UserError> {
+    let Some(owner) = owner_of(name) else {
+        return Ok(None);
     };
     // SAFETY: catalog look-ups inside a transaction.
     if unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) } {
-        return Ok(true);
+        return Ok(Some(owner));
     }
     Err(UserError::new(
         PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -267,12 +326,13 @@ fn require_ownership(name: &str) -> Result<bool, UserError> {
 
 #[pg_extern(sql = false)]
 fn drop_limit(name: &str) {
-    if !require_ownership(name).or_raise() {
+    if require_ownership(name).or_raise().is_none() {
         UserError::new(
             PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
             format!("limit {name:?} does not exist"),
         )
         .detail(format!("Limits here: {}.", known_limits()))
+        .hint("SELECT name FROM ingest.limits;")
         .raise();
     }
     let _acting = ActingAs::extension_owner();
@@ -287,7 +347,7 @@ fn drop_limit(name: &str) {
             format!("limit {name:?} is in use"),
         )
         .detail(format!("By pipelines {users}."))
-        .hint("Give them another one first: SELECT ingest.alter_pipeline('…', limits => '…');")
+        .hint("Give them another one first, or none: SELECT ingest.alter_pipeline('…', limits => '');")
         .raise();
     }
     Spi::run_with_args(
@@ -374,7 +434,8 @@ fn budget_states() -> TableIterator<
 fn cooling_down(seen: &Seen) -> Option<Interval> {
     let used_up = |used: u64, most: Option<u64>| most.is_some_and(|most| used >= most);
     let now = &seen.now;
-    let day = (used_up(now.requests_today, now.targets.requests_per_day)
+    let day = (now.day_is_spent
+        || used_up(now.requests_today, now.targets.requests_per_day)
         || used_up(now.tokens_today, now.targets.tokens_per_day))
     .then(|| wait_until_midnight(limiter::Now::read().unix));
     let longest = now.cooling_down_for.into_iter().chain(day).max()?;

@@ -150,6 +150,7 @@ fn describe_remote(model: &ModelName, connection: &Connection) -> Result<Describ
         .transpose()
         .map_err(|error| {
             UserError::invalid(error.to_string())
+                .without_statement()
                 .hint("For example api_key => 'env:OPENAI_API_KEY', or 'vault:openai' with Supabase Vault.")
         })?;
     if key.is_none() && remote.needs_key(model) {

@@ -130,6 +130,7 @@ fn create_pipeline(
     // SAFETY: a plain read, and a catalog look-up inside a transaction.
     let (owner, trusted) = unsafe { (pg_sys::GetUserId(), pg_sys::superuser()) };
     let request = request.map(|JsonB(value)| value.to_string());
+    let [base_url, api_key, limits] = [base_url, api_key, limits].map(|given| cleared(given, None));
     let connection = Connection {
         base_url,
         trusted: trusted && base_url.is_some(),

@@ -20,6 +20,7 @@ use crate::worker::query_server::{self, Answer, MAX_ANSWER, MAX_QUESTION, Questi
 fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> {
     let input = input?;
     let definition = Definition::named(pipeline.unwrap_or("default"));
+    definition.require_use();
     if input.trim().is_empty() {
         UserError::invalid("the text to embed is empty")
             .hint("Ask with at least one word.")

@@ -1,5 +1,7 @@
 //! What a worker does beside documents: the counters of progress, the day's totals of limits, deferred indexes.
 
+use std::collections::BTreeMap;
+
 use pgrx::prelude::*;
 
 use crate::api::targets::create_index;
@@ -12,31 +14,30 @@ const FOLD_LOCK: i64 = 0x7067_5f69_6e67_0001;
 /// Rows folded by one statement, so that a backlog of them cannot make a long transaction.
 const FOLD_ROWS: i64 = 10_000;
 
-/// Adds what was sent to the day's totals (UTC) of the limits, `(limit, requests, tokens)`, and forgets past days.
-pub fn write_down(spent: &[(String, i64, i64)]) -> Result<(), SqlError> {
+/// Adds what was sent, requests and tokens by limit, to the day's totals (UTC) of the limits, and forgets past days.
+pub fn write_down(spent: &BTreeMap<String, (i64, i64)>) -> Result<(), SqlError> {
     if spent.is_empty() {
         return Ok(());
     }
-    let column =
-        |of: fn(&(String, i64, i64)) -> i64| -> Vec<i64> { spent.iter().map(of).collect() };
-    let names: Vec<String> = spent.iter().map(|(name, ..)| name.clone()).collect();
+    let names: Vec<String> = spent.keys().cloned().collect();
+    let requests: Vec<i64> = spent.values().map(|sum| sum.0).collect();
+    let tokens: Vec<i64> = spent.values().map(|sum| sum.1).collect();
     transaction(|| {
         Spi::connect_mut(|client| {
             run(client, "SET LOCAL synchronous_commit = off", &[])?;
             run(
                 client,
                 "INSERT INTO ingest.limit_day AS d (name, day, requests, tokens)
-                 SELECT u.name, (clock_timestamp() AT TIME ZONE 'UTC')::date, sum(u.requests), sum(u.tokens)
+                 SELECT u.name, (clock_timestamp() AT TIME ZONE 'UTC')::date, u.requests, u.tokens
                  FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u(name, requests, tokens)
-                 GROUP BY u.name ORDER BY u.name
                  ON CONFLICT (name) DO UPDATE
                      SET requests = EXCLUDED.requests + CASE WHEN d.day = EXCLUDED.day THEN d.requests ELSE 0 END,
                          tokens = EXCLUDED.tokens + CASE WHEN d.day = EXCLUDED.day THEN d.tokens ELSE 0 END,
                          day = EXCLUDED.day",
                 &[
                     names.into(),
-                    column(|entry| entry.1).into(),
-                    column(|entry| entry.2).into(),
+                    requests.into(),
+                    tokens.into(),
                 ],
             )
             .map(drop)

@@ -1,5 +1,6 @@
 //! The worker process: its life from connecting to leaving, and the loop in between.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -94,6 +95,8 @@ struct Worker {
     claims: Claims,
     settler: Settler,
     pipelines: Pipelines,
+    /// What was sent under each limit and is not written down: requests and tokens.
+    unwritten: BTreeMap<String, (i64, i64)>,
     /// When the counters were last folded.
     folded: Instant,
     /// Whether claims of processes that have ended are still to be freed: somebody had them locked.
@@ -145,6 +148,7 @@ impl Worker {
             engine,
             claims: Claims::new(number),
             settler: Settler::new(shared, database),
+            unwritten: BTreeMap::new(),
             folded: Instant::now(),
             pipelines: Pipelines::new(database, slot),
             unreleased,
@@ -202,6 +206,7 @@ impl Worker {
             return Ok(Turn::Leave);
         }
         let Some(loaded) = transaction(|| extension_exists().then(pipelines::load))? else {
+            budgets::forget_database(self.database);
             self.shared.report_absent(self.database);
             return Ok(Turn::Leave);
         };
@@ -304,17 +309,17 @@ impl Worker {
     }
 
     /// Writes down what was sent under each limit today.
-    fn write_down(&self) -> Result<(), SqlError> {
-        let spent: Vec<(String, i64, i64)> = self
-            .engine
-            .take_spent()
-            .into_iter()
-            .filter_map(|(id, requests, tokens)| {
-                let limit = self.pipelines.get(id)?.limits.clone()?;
-                Some((limit, requests, tokens))
-            })
-            .collect();
-        housekeeping::write_down(&spent)
+    fn write_down(&mut self) -> Result<(), SqlError> {
+        for (id, requests, tokens) in self.engine.take_spent() {
+            if let Some(limit) = self.pipelines.get(id).and_then(|p| p.limits.clone()) {
+                let sum = self.unwritten.entry(limit).or_default();
+                sum.0 += requests;
+                sum.1 += tokens;
+            }
+        }
+        housekeeping::write_down(&self.unwritten)?;
+        self.unwritten.clear();
+        Ok(())
     }
 
     /// Builds one deferred index whose time has come.

@@ -1,6 +1,7 @@
 //! The pipelines as the worker sees them: their definitions, their keys, their limits.
 
 use std::collections::HashSet;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,6 +101,8 @@ pub struct Pipelines {
     worker: usize,
     known: Vec<Known>,
     limits: Option<Vec<LimitDefinition>>,
+    /// Whether pipelines of former times have been looked for.
+    looked: bool,
     index_failed: HashSet<i32>,
 }
 
@@ -111,6 +114,7 @@ impl Pipelines {
             worker,
             known: Vec::new(),
             limits: None,
+            looked: false,
             index_failed: HashSet::new(),
         }
     }
@@ -126,8 +130,14 @@ impl Pipelines {
                 .map(figures)
                 .eq(loaded.limits.iter().map(figures))
         });
+        // One that found no place in shared memory is tried again.
+        let same = same
+            && loaded
+                .limits
+                .iter()
+                .all(|limit| budgets::limit_named(&limit.name).is_some());
         if !same {
-            budgets::define(self.database, &loaded.limits);
+            budgets::define(self.database, self.limits.as_deref(), &loaded.limits);
             self.limits = Some(loaded.limits);
         }
         let mut before = std::mem::take(&mut self.known);
@@ -165,9 +175,12 @@ impl Pipelines {
                 stale: false,
             });
         }
-        for gone in before {
-            budgets::forget_pipeline(budgets::pipeline_key(self.database, gone.active.id));
-            changed = true;
+        changed |= !before.is_empty();
+        if changed || !self.looked {
+            self.looked = true;
+            let key = |known: &Known| budgets::pipeline_key(self.database, known.active.id);
+            let present: Vec<NonZeroU64> = self.known.iter().map(key).collect();
+            budgets::keep_pipelines(self.database, &present);
         }
         changed
     }

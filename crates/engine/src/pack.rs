@@ -73,36 +73,13 @@ impl<T> Backlog<T> {
     /// The request that [`Backlog::take`] would take now.
     pub(crate) fn peek(&self, capacity: Capacity) -> Option<Packed> {
         if let Some(request) = self.again.front() {
-            let items = request.len().min(capacity.inputs.max(1));
-            let tokens = request[..items].iter().map(|item| item.tokens).sum();
-            return Some(Packed {
-                items,
-                tokens,
+            // As it was, unless it must be smaller now.
+            return fill(request.iter(), capacity).map(|packed| Packed {
                 full: true,
+                ..packed
             });
         }
-        let mut packed = Packed {
-            items: 0,
-            tokens: 0,
-            full: false,
-        };
-        for item in &self.items {
-            let fits = packed.items < capacity.inputs.max(1)
-                && packed.tokens + item.tokens <= capacity.tokens
-                && !item.alone;
-            if packed.items > 0 && !fits {
-                packed.full = true;
-                break;
-            }
-            packed.items += 1;
-            packed.tokens += item.tokens;
-            if item.alone {
-                packed.full = true;
-                break;
-            }
-        }
-        packed.full |= packed.items >= capacity.inputs.max(1) || packed.tokens >= capacity.tokens;
-        (packed.items > 0).then_some(packed)
+        fill(self.items.iter(), capacity)
     }
 
     /// Takes a request that [`Backlog::peek`] described; nothing must have been taken or put back in between.
@@ -139,6 +116,32 @@ impl<T> Backlog<T> {
         all.extend(self.items.drain(..));
         all
     }
+}
+
+/// What goes into one request, from the front of these.
+fn fill<'a, T: 'a>(items: impl Iterator<Item = &'a Item<T>>, capacity: Capacity) -> Option<Packed> {
+    let inputs = capacity.inputs.max(1);
+    let mut packed = Packed {
+        items: 0,
+        tokens: 0,
+        full: false,
+    };
+    for item in items {
+        let fits =
+            packed.items < inputs && packed.tokens + item.tokens <= capacity.tokens && !item.alone;
+        if packed.items > 0 && !fits {
+            packed.full = true;
+            break;
+        }
+        packed.items += 1;
+        packed.tokens += item.tokens;
+        if item.alone {
+            packed.full = true;
+            break;
+        }
+    }
+    packed.full |= packed.items >= inputs || packed.tokens >= capacity.tokens;
+    (packed.items > 0).then_some(packed)
 }
 
 #[cfg(test)]
@@ -218,6 +221,21 @@ mod tests {
             .map(Vec::len)
             .collect();
         assert_eq!(sizes, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_request_put_back_respects_a_smaller_budget() {
+        let mut backlog = Backlog::default();
+        backlog.put_back((0..5).map(|value| item(value, 10, false)).collect());
+        let capacity = Capacity {
+            inputs: 100,
+            tokens: 25,
+        };
+        let sizes: Vec<usize> = take_all(&mut backlog, capacity)
+            .iter()
+            .map(Vec::len)
+            .collect();
+        assert_eq!(sizes, [2, 2, 1]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use chunker::SplitOptions;
 use embedder::remote::{Endpoint, Purpose};
 use embedder::{EmbedError, ModelName, Secret};
-use limiter::{Claimant, InFlight, Limit};
+use limiter::{Claimant, InFlight, Limit, Now};
 
 use crate::pack::Capacity;
 
@@ -96,7 +96,7 @@ impl Pipeline {
         let (inputs, tokens) = match &self.remote {
             None => (LOCAL_REQUEST_INPUTS, LOCAL_REQUEST_TOKENS),
             Some(remote) => {
-                let affordable = match limiter::request_tokens(&remote.budget.limit.targets()) {
+                let affordable = match remote.budget.limit.request_tokens(Now::read()) {
                     u64::MAX => UNLIMITED_REQUEST_TOKENS,
                     tokens => usize::try_from(tokens).unwrap_or(usize::MAX),
                 };

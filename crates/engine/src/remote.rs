@@ -35,6 +35,8 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 const LONGEST_REST: Duration = Duration::from_secs(1);
 /// How long a query whose key was refused waits for another one.
 const KEY_WAIT: Duration = Duration::from_secs(1);
+/// Tokens that a provider may count for an input besides those of its text, of which each has a byte at least.
+const MARKERS: usize = 64;
 /// What a pipeline with a local model is answered with here.
 const NOT_REMOTE: &str = "the pipeline has no remote model";
 /// What a runtime that does not run is answered with.
@@ -411,6 +413,10 @@ impl Remotes {
         spent.requests.fetch_add(1, Ordering::Relaxed);
         spent.tokens.fetch_add(tokens as i64, Ordering::Relaxed);
         let client = self.client(remote).map_err(Refusal::from)?;
+        // An answer that counts more is not believed: it would stop everybody on the limit.
+        let prefix = remote.prefix(purpose).len();
+        let bytes = texts.iter().map(|text| text.len() + prefix + MARKERS);
+        let most_tokens = bytes.sum::<usize>() as u64;
         let call = {
             let (endpoint, key) = (Arc::clone(&remote.endpoint), remote.key.clone());
             let (dimensions, timeout) = (pipeline.dimensions, remote.timeout);
@@ -442,7 +448,7 @@ impl Remotes {
                 limit.succeeded(now);
                 let said = answer.limits;
                 limit.server_limits(now, said.requests_per_minute, said.tokens_per_minute);
-                if let Some(actual) = answer.tokens {
+                if let Some(actual) = answer.tokens.filter(|actual| *actual <= most_tokens) {
                     limit.settle(now, tokens as u64, actual);
                     let difference = actual.cast_signed() - tokens as i64;
                     spent.tokens.fetch_add(difference, Ordering::Relaxed);

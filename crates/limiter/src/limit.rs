@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::ORDER;
-use crate::budget::{Budget, Setting, Targets, some};
+use crate::budget::{Budget, Setting, Targets, request_tokens, some};
 use crate::clock::{Now, nanoseconds, wait_until_midnight};
 use crate::cool_down::CoolDown;
 use crate::count::{DayTotal, MinuteTotal};
@@ -63,6 +63,8 @@ pub struct Snapshot {
     pub tokens_today: u64,
     /// Requests that the server refused for their rate, since the limit was first used.
     pub rate_limited: u64,
+    /// Whether the last request that was asked for found no room in what is left of today's budgets.
+    pub day_is_spent: bool,
     /// How long nobody may send; `None` when they may.
     pub cooling_down_for: Option<Duration>,
     /// What may be sent.
@@ -79,6 +81,8 @@ pub struct Limit {
     tokens_a_day: AtomicU64,
     requests_today: DayTotal,
     tokens_today: DayTotal,
+    /// The day on which a request found no room in its budgets, and one more; 0 for none.
+    spent_on: AtomicU64,
     cool_down: CoolDown,
     requests_last_minute: MinuteTotal,
     tokens_last_minute: MinuteTotal,
@@ -102,6 +106,7 @@ impl Limit {
             tokens_a_day: AtomicU64::new(0),
             requests_today: DayTotal::new(),
             tokens_today: DayTotal::new(),
+            spent_on: AtomicU64::new(0),
             cool_down: CoolDown::new(),
             requests_last_minute: MinuteTotal::new(),
             tokens_last_minute: MinuteTotal::new(),
@@ -118,6 +123,7 @@ impl Limit {
         }
         self.requests_today.clear();
         self.tokens_today.clear();
+        self.spent_on.store(0, ORDER);
         self.cool_down.clear();
         self.requests_last_minute.clear();
         self.tokens_last_minute.clear();
@@ -135,19 +141,21 @@ impl Limit {
             .store(setting(budget.requests_per_day).0, ORDER);
         self.tokens_a_day
             .store(setting(budget.tokens_per_day).0, ORDER);
+        self.spent_on.store(0, ORDER);
         self.retarget(now.monotonic);
     }
 
     /// What the server says of its own limits, per minute. Lowers what may be sent, to the utilization of it, and a
-    /// higher statement raises that again up to ours. `None` and 0 say nothing: what it said before holds.
+    /// higher statement raises that again up to ours. `None` and 0 say nothing: what it said before holds, for five
+    /// minutes or until our own figures change.
     pub fn server_limits(
         &self,
         now: Now,
         requests_per_minute: Option<u64>,
         tokens_per_minute: Option<u64>,
     ) {
-        self.requests.told(requests_per_minute);
-        self.tokens.told(tokens_per_minute);
+        self.requests.told(now.monotonic, requests_per_minute);
+        self.tokens.told(now.monotonic, tokens_per_minute);
         self.retarget(now.monotonic);
     }
 
@@ -166,6 +174,7 @@ impl Limit {
         if !self.requests_today.allows(day, 1, self.day_targets().0)
             || !self.tokens_today.allows(day, tokens, self.day_targets().1)
         {
+            self.spent_on.store(u64::from(day) + 1, ORDER);
             return Err(Wait::Day(wait_until_midnight(now.unix)));
         }
         let ready_at = self.requests.ready_at().max(self.tokens.ready_at());
@@ -224,6 +233,9 @@ impl Limit {
             give_back(&self.requests, request_taken);
             give_back(&self.tokens, tokens_taken);
             return Err(Wait::Day(wait_until_midnight(now.unix)));
+        }
+        if self.spent_on.load(ORDER) != 0 {
+            self.spent_on.store(0, ORDER);
         }
         let cost = tokens_cost.max(request_cost).unwrap_or(0);
         self.shares.admitted(share, urgent, at, cost);
@@ -305,6 +317,17 @@ impl Limit {
         }
     }
 
+    /// How many tokens a packed request should hold at most: [`request_tokens`] of its targets, and no more than is left of
+    /// the day's; at least 1.
+    #[must_use]
+    pub fn request_tokens(&self, now: Now) -> u64 {
+        let size = request_tokens(&self.targets());
+        match self.day_targets().1 {
+            0 => size,
+            day => size.min(day.saturating_sub(self.day(now).1)).max(1),
+        }
+    }
+
     /// What it did and holds.
     #[must_use]
     pub fn snapshot(&self, now: Now) -> Snapshot {
@@ -317,6 +340,7 @@ impl Limit {
             requests_today,
             tokens_today,
             rate_limited: self.cool_down.refusals(),
+            day_is_spent: self.spent_on.load(ORDER) == u64::from(now.day()) + 1,
             cooling_down_for: (cool_down > 0).then(|| Duration::from_nanos(cool_down)),
             targets: self.targets(),
         }
@@ -328,6 +352,8 @@ impl Limit {
     }
 
     fn retarget(&self, at: u64) {
+        self.requests.forget(at);
+        self.tokens.forget(at);
         let from = at.max(self.cool_down.until());
         let requests = self.requests.retarget(from);
         let tokens = self.tokens.retarget(from);

@@ -27,12 +27,18 @@ pub(crate) const REQUEST_WINDOW_NS: u64 = 60_000_000_000 + LATENESS_NS + WAY_NS;
 pub(crate) const TOKEN_WINDOW_NS: u64 =
     REQUEST_WINDOW_NS + 60_000_000_000 / crate::budget::SCARCE_REQUESTS;
 
+/// How long a server's statement holds that is not made again: five minutes. Answers make it all the time; a figure so
+/// small by mistake that nothing is sent any more, and so no answer comes to correct it, is got over.
+pub(crate) const STATEMENT_HOLDS_NS: u64 = 300_000_000_000;
+
 /// The schedule of one budget. The theoretical arrival time (TAT) is when all that was admitted is paid for.
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Rate {
     setting: AtomicU64,
     server: AtomicU64,
+    /// When the server said so last, in monotonic ns.
+    told_at: AtomicU64,
     /// The target in whose terms the TAT stands; 0 for none.
     target: AtomicU64,
     tat: AtomicU64,
@@ -51,27 +57,46 @@ impl Rate {
         Self {
             setting: AtomicU64::new(0),
             server: AtomicU64::new(0),
+            told_at: AtomicU64::new(0),
             target: AtomicU64::new(0),
             tat: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn clear(&self) {
-        for word in [&self.setting, &self.server, &self.target, &self.tat] {
+        for word in [
+            &self.setting,
+            &self.server,
+            &self.told_at,
+            &self.target,
+            &self.tat,
+        ] {
             word.store(0, ORDER);
         }
     }
 
+    /// Another setting forgets what the server said before.
     pub(crate) fn configure(&self, setting: Setting) {
-        self.setting.store(setting.0, ORDER);
+        if self.setting.swap(setting.0, ORDER) != setting.0 {
+            self.server.store(0, ORDER);
+        }
     }
 
-    /// What the server says of itself. Nothing and 0 leave what it said before.
-    pub(crate) fn told(&self, limit: Option<u64>) {
-        if let Some(limit) = limit.filter(|limit| *limit > 0)
-            && self.server.load(ORDER) != limit
-        {
-            self.server.store(limit, ORDER);
+    /// What the server says of itself at `at` (monotonic ns). Nothing and 0 leave what it said before.
+    pub(crate) fn told(&self, at: u64, limit: Option<u64>) {
+        if let Some(limit) = limit.filter(|limit| *limit > 0) {
+            self.told_at.store(at, ORDER);
+            if self.server.load(ORDER) != limit {
+                self.server.store(limit, ORDER);
+            }
+        }
+    }
+
+    /// Forgets what the server said too long before `at` (monotonic ns).
+    pub(crate) fn forget(&self, at: u64) {
+        let old = at.saturating_sub(self.told_at.load(ORDER)) > STATEMENT_HOLDS_NS;
+        if old && self.server.load(ORDER) != 0 {
+            self.server.store(0, ORDER);
         }
     }
 
@@ -248,7 +273,7 @@ mod tests {
             rate.not_before(tat);
             let _ = rate.take(now, rate.cost(count, TOKEN_WINDOW_NS).unwrap_or(0)).map(|taken| rate.give_back(taken));
             rate.charge(now, u64::MAX);
-            rate.told(Some(limits[1]));
+            rate.told(now, Some(limits[1]));
             rate.retarget(now);
             rate.refund(now, count);
             rate.configure(Setting::new(Some(limits[2]), 1.0));

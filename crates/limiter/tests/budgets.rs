@@ -514,3 +514,22 @@ fn a_cleared_limit_is_as_good_as_new() {
     limit.clear();
     assert_eq!(format!("{limit:?}"), format!("{:?}", Limit::default()));
 }
+
+#[test]
+fn a_server_that_names_a_limit_too_small_to_send_anything_stops_nobody_for_good() {
+    let budget = minute_budget(Some(6_000), Some(6_000_000));
+    let limit = limit(at(0), &budget);
+    limit.admit(at(SECOND), claimant(1), 1_000).unwrap();
+    limit.server_limits(at(SECOND), None, Some(1));
+    assert_eq!(limit.targets().tokens_per_minute, Some(1));
+    assert!(limit.admit(at(60 * SECOND), claimant(1), 1_000).is_err());
+    // What is not said again is forgotten, and so is what was said before somebody set the limit.
+    let _ = limit.admit(at(302 * SECOND), claimant(1), 1_000);
+    assert!(limit.admit(at(303 * SECOND), claimant(1), 1_000).is_ok());
+    limit.server_limits(at(303 * SECOND), None, Some(1));
+    limit.configure(
+        at(303 * SECOND),
+        &minute_budget(Some(6_000), Some(5_000_000)),
+    );
+    assert_eq!(limit.targets().tokens_per_minute, Some(5_000_000));
+}

@@ -6,6 +6,8 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::looks_like_key;
+
 /// Extra headers and fields of the requests of a pipeline, as a JSON object. What is not given comes from the catalogue,
 /// field by field; a field given as null takes away what the catalogue would send.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -46,6 +48,11 @@ pub enum InvalidOptions {
     /// A header with a key in it.
     #[error("the header \"{0}\" carries credentials, which a pipeline's definition would show")]
     CredentialHeader(String),
+    /// A field with a key in it.
+    #[error(
+        "the field \"{0}\" holds what looks like a key, which a pipeline's definition would show"
+    )]
+    CredentialField(String),
     /// A header of the connection, or one that pg_ingest sets.
     #[error("the header \"{0}\" is set by pg_ingest and cannot be given")]
     ReservedHeader(String),
@@ -73,7 +80,7 @@ impl InvalidOptions {
             Self::HeaderName(_) | Self::HeaderValue(_) => {
                 "Header names are letters, digits and dashes; values are printable ASCII."
             }
-            Self::CredentialHeader(_) => {
+            Self::CredentialHeader(_) | Self::CredentialField(_) => {
                 "Set api_key to a reference (env:NAME, file:/PATH or vault:NAME); it is sent in the header the provider \
                  wants."
             }
@@ -173,6 +180,9 @@ impl RequestOptions {
         for (field, value) in bodies.into_iter().flatten() {
             // Both are understood in every answer; only the user knows whether a compatible server sends base64.
             let encoding = ["float", "base64"].contains(&value.as_str().unwrap_or_default());
+            if value.as_str().is_some_and(looks_like_key) {
+                return Err(InvalidOptions::CredentialField(field.clone()));
+            }
             if RESERVED_FIELDS.contains(&field.as_str()) || field == "encoding_format" && !encoding
             {
                 return Err(InvalidOptions::ReservedField(field.clone()));
@@ -203,7 +213,7 @@ impl RequestOptions {
         for (name, value) in &self.headers {
             let header = HeaderName::from_bytes(name.as_bytes())
                 .map_err(|_| InvalidOptions::HeaderName(name.clone()))?;
-            if carries_credentials(header.as_str()) {
+            if carries_credentials(header.as_str()) || looks_like_key(value) {
                 return Err(InvalidOptions::CredentialHeader(name.clone()));
             }
             if RESERVED_HEADERS.contains(&header.as_str()) {
@@ -299,6 +309,20 @@ mod tests {
                 with_header(name, "x"),
                 Err(InvalidOptions::HeaderName(name.to_owned()))
             );
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_key_is_refused_whatever_its_name() {
+        let key = "sk-abcdefghijklmnopqrstuvwxyz";
+        for json in [
+            serde_json::json!({"headers": {"x-team": key}}),
+            serde_json::json!({"body": {"user": key}}),
+            serde_json::json!({"query_body": {"user": key}}),
+        ] {
+            let error = RequestOptions::parse(&json.to_string()).unwrap_err();
+            assert!(error.hint().contains("api_key"));
+            assert!(!error.to_string().contains("abcdef"));
         }
     }
 
