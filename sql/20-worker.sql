@@ -4,6 +4,10 @@ CREATE FUNCTION ingest.wake() RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'wake_wrapper';
 COMMENT ON FUNCTION ingest.wake() IS 'Wakes this database''s workers when the transaction commits; the triggers call it';
 
+CREATE FUNCTION ingest.wake_to_review() RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'wake_to_review_wrapper';
+COMMENT ON FUNCTION ingest.wake_to_review() IS 'Wakes this database''s workers when the transaction commits, and has them take back what they hold and should not send any more';
+
 CREATE FUNCTION ingest.worker_states()
 RETURNS TABLE (pid int, database text, state text, pipeline_id int, in_flight_requests int, in_flight_documents int,
                started_at timestamptz, last_error text)

@@ -114,7 +114,7 @@ BEGIN
     SELECT array_agg(id), array_agg(pipeline), array_agg(key) INTO ids, pipelines, keys FROM old_rows;
     IF ids IS NOT NULL THEN
         PERFORM ingest.forget_documents(ids, pipelines, keys);
-        PERFORM ingest.wake();
+        PERFORM ingest.wake_to_review();
     END IF;
     RETURN NULL;
 END $$;
@@ -190,7 +190,7 @@ BEGIN
     END LOOP;
 
     IF woken THEN
-        PERFORM ingest.wake();
+        PERFORM ingest.wake_to_review();
     END IF;
     RETURN NULL;
 END $$;
@@ -223,7 +223,7 @@ BEGIN
         VALUES (emptied.pipeline_id, -emptied.documents, -emptied.queued, -emptied.queued_bytes, -emptied.failed,
                 -coalesce(removed.chunks, 0), -coalesce(removed.tokens, 0));
     END LOOP;
-    PERFORM ingest.wake();
+    PERFORM ingest.wake_to_review();
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION ingest.documents_truncated() IS 'TRUNCATE ingest.documents removes the chunks too';

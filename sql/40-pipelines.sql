@@ -49,18 +49,18 @@ BEGIN
     UPDATE ingest.pipeline p
     SET paused = set_paused.paused, blocked_error = NULL, blocked_until = NULL, blocked_times = 0
     WHERE p.pipeline_id = set_paused.pipeline_id;
-    PERFORM ingest.wake();
+    PERFORM ingest.wake_to_review();
 END $$;
 COMMENT ON FUNCTION ingest.set_paused(int, boolean) IS 'What pause() and resume() write';
 REVOKE ALL ON FUNCTION ingest.set_paused(int, boolean) FROM PUBLIC;
 
 CREATE FUNCTION ingest.pause(pipeline text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'pause_wrapper';
-COMMENT ON FUNCTION ingest.pause(text) IS 'The worker takes no further documents of the pipeline; those in flight are finished';
+COMMENT ON FUNCTION ingest.pause(text) IS 'The worker sends no further documents of the pipeline; requests that are being answered are finished';
 
 CREATE FUNCTION ingest.resume(pipeline text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'resume_wrapper';
-COMMENT ON FUNCTION ingest.resume(text) IS 'Goes on after pause(), and tries a blocked pipeline again at once';
+COMMENT ON FUNCTION ingest.resume(text) IS 'Goes on after pause(), tries a blocked pipeline again at once, and ends a cool-down';
 
 CREATE VIEW ingest.pipelines AS
 SELECT p.name, p.owner, p.model, p.dimensions, p.base_url, p.api_key, p.target, p.layout, p.chunk_tokens, p.chunk_overlap,

@@ -272,6 +272,19 @@ pub fn limit_of_pipeline(key: NonZeroU64) -> &'static Limit {
     limit
 }
 
+/// Ends the cool-down of a pipeline's limit, whoever shares it.
+pub fn end_cool_down(database: pg_sys::Oid, pipeline: i32, name: Option<&str>) {
+    let owner = match name {
+        Some(name) => named(name),
+        None => Owner::Pipeline(pipeline_key(database, pipeline).get()),
+    };
+    let Some(counters) = counters() else { return };
+    let directory = DIRECTORY.share();
+    if let Some(index) = directory.0.iter().position(|entry| entry.owner == owner) {
+        counters.limits[index].end_cool_down(Now::read());
+    }
+}
+
 /// The requests in flight of a pipeline. Counted in this process alone when all places are taken.
 pub fn in_flight_of_pipeline(key: NonZeroU64) -> &'static InFlight {
     let taken = |slot: &&PipelineSlot| {

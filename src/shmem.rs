@@ -73,6 +73,8 @@ pub struct WorkerSlot {
     pub started_at: AtomicI64,
     /// Set by whoever wants it gone.
     pub leave: AtomicBool,
+    /// Set when claims may have become void, or a pipeline was paused: what is held is to be looked through.
+    pub review: AtomicBool,
     /// Counts up with every wake, see [`WorkerSlot::wakes`].
     wakes: AtomicU32,
 }
@@ -319,6 +321,13 @@ impl Shared {
             slot.pid.load(Ordering::SeqCst) != 0
                 && slot.database.load(Ordering::Relaxed) == database.to_u32()
         })
+    }
+
+    /// Has the workers of a database look through what they hold, when they are next woken.
+    pub fn review(&self, database: pg_sys::Oid) {
+        for (_, slot) in self.workers_of(database) {
+            slot.review.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Wakes the workers of a database; whether there are any that are there to stay.

@@ -16,6 +16,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 thread_local! {
     static WAKE_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
+    static REVIEW_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
     static DATABASE_CREATED: Cell<bool> = const { Cell::new(false) };
     static EXIT_REGISTERED: Cell<bool> = const { Cell::new(false) };
     /// This database, while a transaction drops the extension in it.
@@ -39,6 +40,13 @@ pub fn at_commit() {
     WAKE_AT_COMMIT.set(true);
 }
 
+/// Has the workers of this database look through what they hold when the transaction commits: documents that they wait
+/// to send may have been changed, deleted or paused.
+pub fn review_at_commit() {
+    REVIEW_AT_COMMIT.set(true);
+    at_commit();
+}
+
 /// Runs after the commit is visible. Must not raise: nothing in it can.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_transaction_end(
@@ -55,8 +63,9 @@ unsafe extern "C-unwind" fn at_transaction_end(
     }
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
+            let review = REVIEW_AT_COMMIT.replace(false);
             if WAKE_AT_COMMIT.replace(false) {
-                now();
+                now(review);
             }
             if DATABASE_CREATED.replace(false)
                 && let Some(shared) = shmem::get()
@@ -66,6 +75,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
         }
         pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             WAKE_AT_COMMIT.set(false);
+            REVIEW_AT_COMMIT.set(false);
             DATABASE_CREATED.set(false);
         }
         _ => {}
@@ -73,12 +83,14 @@ unsafe extern "C-unwind" fn at_transaction_end(
 }
 
 /// Wakes the workers of this database, or has the launcher start them.
-fn now() {
+fn now(review: bool) {
     // SAFETY: a plain global, set when the backend connected.
     let database = unsafe { pg_sys::MyDatabaseId };
-    if let Some(shared) = shmem::get()
-        && !shared.wake_workers(database)
-    {
+    let Some(shared) = shmem::get() else { return };
+    if review {
+        shared.review(database);
+    }
+    if !shared.wake_workers(database) {
         shared.request_worker(database);
     }
 }

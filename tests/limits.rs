@@ -500,3 +500,102 @@ fn a_day_of_tokens_is_used_up_and_shown_when_nothing_more_fits() {
         "{chunks} chunks, {days} days"
     );
 }
+
+/// A pipeline with a hundred documents, one request each, under a limit that lets them through one by one.
+fn trickling(api: &FakeApi, limit: &str) -> Database<'static> {
+    let db = Database::new();
+    db.run(&format!(
+        "SELECT ingest.set_limit('{limit}', rpm => 120, utilization => 1.0)"
+    ));
+    db.create_remote_pipeline(
+        "default",
+        api,
+        &format!("limits => '{limit}', batch_size => 1"),
+    );
+    db.insert_prose("default", "d", 100, 10);
+    wait_until("the first are sent and others are held", SOON, || {
+        api.accepted() >= 2 && db.progress().in_flight > 10
+    });
+    db
+}
+
+#[test]
+fn what_is_deleted_or_changed_before_its_turn_is_not_sent() {
+    let api = FakeApi::start(Behaviour {
+        keep_texts: true,
+        ..remote::behaviour()
+    });
+    let db = trickling(&api, "trickle");
+    db.run("DELETE FROM ingest.documents WHERE id % 2 = 0; UPDATE ingest.documents SET content = 'New: ' || content");
+    let before = api.arrived();
+    wait_until("what was taken back is let go", SOON, || {
+        db.progress().in_flight < 60
+    });
+    db.run("SELECT ingest.set_limit('trickle', rpm => 60000)");
+    db.settle();
+    let late: Vec<String> = api
+        .requests()
+        .iter()
+        .skip(before + 2)
+        .flat_map(|r| r.texts.clone())
+        .collect();
+    assert!(
+        !late.is_empty() && late.iter().all(|text| text.starts_with("New: ")),
+        "{late:?}"
+    );
+    assert_eq!(db.progress().counts(), (50, 50, 0, 0));
+    assert_eq!(db.check_vectors("ingest.default_chunks"), 50);
+}
+
+#[test]
+fn a_pause_keeps_what_waits_for_its_turn() {
+    let api = api(Limits::none());
+    let db = trickling(&api, "stopped");
+    db.run("SELECT ingest.pause('default')");
+    wait_until("nothing is in flight", SOON, || {
+        db.progress().in_flight == 0
+    });
+    let sent = api.arrived() as i64;
+    assert!(sent < 50, "{sent} sent");
+    wait_until("what was sent is there", SOON, || {
+        db.progress().embedded == sent
+    });
+    db.run("SELECT ingest.set_limit('stopped', rpm => 60000); SELECT ingest.resume('default')");
+    db.settle();
+    assert_eq!(db.progress().counts(), (100, 100, 0, 0));
+    assert_eq!(api.repeated_inputs(), 0);
+}
+
+#[test]
+fn whoever_resumes_ends_a_cool_down() {
+    let api = api(Limits::none());
+    api.on_request(|request| {
+        (request.number == 0).then(|| Fault::rate_limited(Duration::from_secs(3000)))
+    });
+    let db = Database::new();
+    db.run("SELECT ingest.set_limit('asked for an hour', rpm => 6000)");
+    db.create_remote_pipeline("default", &api, "limits => 'asked for an hour'");
+    db.insert_prose("default", "d", 3, 20);
+    wait_until("the provider is waited for", SOON, || {
+        db.progress().state == "cooling_down"
+    });
+    db.run("SELECT ingest.resume('default')");
+    db.settle();
+    assert_eq!(db.progress().counts(), (3, 3, 0, 0));
+}
+
+#[test]
+fn a_pipeline_whose_target_is_gone_sends_nothing() {
+    let api = api(Limits::none());
+    let db = Database::new();
+    db.create_remote_pipeline("default", &api, "target => 'public.gone'");
+    db.run("DROP TABLE public.gone");
+    db.insert_prose("default", "d", 50, 20);
+    wait_until("it is blocked", SOON, || db.progress().state == "blocked");
+    assert!(
+        db.progress()
+            .last_error
+            .is_some_and(|e| e.contains("was dropped"))
+    );
+    assert_eq!(api.arrived(), 0);
+}

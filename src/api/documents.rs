@@ -38,6 +38,11 @@ fn wake() {
     wake::at_commit();
 }
 
+#[pg_extern(sql = false, name = "wake_to_review")]
+fn wake_to_review() {
+    wake::review_at_commit();
+}
+
 #[pg_extern(sql = false)]
 fn delete_chunks(
     pipeline_id: Option<i32>,

@@ -13,7 +13,7 @@ use crate::api::models::{Connection, Described};
 use crate::api::targets::{create_index, create_or_check_target, drop_indexes, target_for};
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
-use crate::wake;
+use crate::{budgets, wake};
 
 /// One in so many tokens of a chunk is shared with its neighbour by default.
 const DEFAULT_OVERLAP_SHARE: i32 = 10;
@@ -373,7 +373,7 @@ fn alter_pipeline(
         ],
     )
     .or_raise();
-    wake::at_commit();
+    wake::review_at_commit();
 }
 
 /// What is given, else what there is; an empty text takes it away.
@@ -402,6 +402,16 @@ fn drop_pipeline(name: &str, drop_target: bool) {
 fn set_paused(name: &str, paused: bool) {
     let definition = Definition::named(name);
     definition.require_ownership();
+    if !paused {
+        // Whoever resumes knows better than the provider how long to wait.
+        // SAFETY: a plain global, set when the backend connected.
+        let database = unsafe { pg_sys::MyDatabaseId };
+        budgets::end_cool_down(
+            database,
+            definition.pipeline_id,
+            definition.limits.as_deref(),
+        );
+    }
     let _acting = ActingAs::extension_owner();
     Spi::run_with_args(
         "SELECT ingest.set_paused($1, $2)",

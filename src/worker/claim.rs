@@ -1,6 +1,6 @@
 //! Claiming: which documents this worker holds, taking more, and giving them back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +39,8 @@ pub struct Claim {
 pub struct Claims {
     worker: i32,
     held: HashMap<u64, Claim>,
+    /// Documents and tokens of claims that were given up and still stand in the queue.
+    freeing: Vec<(i64, i64)>,
     /// The next ticket. Each submission has its own: a document that was changed while the engine had it is taken and
     /// submitted again, and the answer for its old content must not pass for the new one's.
     next_ticket: u64,
@@ -69,6 +71,7 @@ impl Claims {
         Self {
             worker,
             held: HashMap::new(),
+            freeing: Vec::new(),
             next_ticket: 0,
             refused: Vec::new(),
             random: RandomState::new(),
@@ -98,6 +101,65 @@ impl Claims {
         self.held.remove(&ticket)
     }
 
+    /// Has the engine take back what should not be sent any more: documents whose claims are void, because they were changed
+    /// or deleted, and those of paused pipelines, which wait in the queue again.
+    pub fn review(&mut self, pipelines: &Pipelines, engine: &Engine) -> Result<(), SqlError> {
+        if self.held.is_empty() && self.freeing.is_empty() {
+            return Ok(());
+        }
+        let worker = self.worker;
+        let standing = transaction(|| {
+            Spi::connect_mut(|client| {
+                let rows = run(
+                    client,
+                    "SELECT document_id, claim_token FROM ingest.queue WHERE claimed_by = $1",
+                    &[worker.into()],
+                )?;
+                let mut standing = HashSet::new();
+                for row in rows {
+                    let document: Option<i64> = row["document_id"].value()?;
+                    let token: Option<i64> = row["claim_token"].value()?;
+                    standing.extend(document.zip(token));
+                }
+                Ok::<_, pgrx::spi::Error>(standing)
+            })
+            .or_raise()
+        })?;
+        let void: HashSet<u64> = self
+            .held
+            .iter()
+            .filter(|(_, claim)| !standing.contains(&(claim.document, claim.token)))
+            .map(|(ticket, _)| *ticket)
+            .collect();
+        let withdrawn = engine.withdraw(&void, &pipelines.paused());
+        for ticket in withdrawn {
+            if let Some(claim) = self.held.remove(&ticket)
+                && !void.contains(&ticket)
+            {
+                self.freeing.push((claim.document, claim.token));
+            }
+        }
+        if self.freeing.is_empty() {
+            return Ok(());
+        }
+        let (documents, tokens): (Vec<i64>, Vec<i64>) = self.freeing.iter().copied().unzip();
+        transaction(|| {
+            Spi::connect_mut(|client| {
+                run(
+                    client,
+                    "UPDATE ingest.queue q SET claimed_by = NULL, claim_token = NULL
+                     FROM unnest($1::bigint[], $2::bigint[]) AS u(document_id, claim_token)
+                     WHERE q.document_id = u.document_id AND q.claim_token = u.claim_token",
+                    &[documents.into(), tokens.into()],
+                )
+                .map(drop)
+            })
+            .or_raise();
+        })?;
+        self.freeing.clear();
+        Ok(())
+    }
+
     /// Whether the last attempt found a dump being restored.
     pub fn held_back(&self) -> bool {
         self.held_back
@@ -123,10 +185,14 @@ impl Claims {
             .collect();
         for offset in 0..ready.len() {
             let index = (self.turn + offset) % ready.len();
-            let Ok(spec) = &ready[index].spec else {
+            let (Ok(spec), Ok(_)) = (&ready[index].spec, &ready[index].target) else {
                 continue;
             };
-            let room = engine.room(spec);
+            let mut room = engine.room(spec);
+            if ready[index].blocked_for.is_some() {
+                // It may still be blocked: one document tells.
+                room.documents = room.documents.min(1);
+            }
             if room.is_some() && self.take_of(ready[index].id, spec, room, engine)? {
                 self.turn = index + 1;
                 return Ok(Some(ready[index].id));

@@ -214,6 +214,13 @@ impl Worker {
             self.engine.configure(self.pipelines.definitions());
         }
         self.attend();
+        let review = &self.shared.workers[self.slot].review;
+        if review.swap(false, Ordering::SeqCst) {
+            // Looked at again when it could not be done.
+            self.claims
+                .review(&self.pipelines, &self.engine)
+                .inspect_err(|_| review.store(true, Ordering::SeqCst))?;
+        }
         let finished = self.engine.poll(claim::MAX_BATCH);
         let wrote = !finished.is_empty();
         let rotated = self.refresh_keys(self.refused_keys(&finished));

@@ -321,8 +321,17 @@ impl Pipelines {
     /// Those that would be ready if they could be used at all, with the reason.
     pub fn unusable(&self) -> Vec<(&Active, EmbedError)> {
         self.ready()
-            .filter_map(|p| Some((p, p.spec.as_ref().err()?.clone())))
+            .filter_map(|p| {
+                let gone = |problem: &String| EmbedError::model_unusable(problem.clone());
+                let error = p.spec.as_ref().err().cloned();
+                Some((p, error.or_else(|| p.target.as_ref().err().map(gone))?))
+            })
             .collect()
+    }
+
+    /// The paused ones.
+    pub fn paused(&self) -> Vec<i32> {
+        self.rows().filter(|p| p.paused).map(|p| p.id).collect()
     }
 
     /// When the first blocked pipeline is to be tried again.

@@ -1,5 +1,6 @@
 //! Putting a document's chunks together again when the answers for them have come, in whatever order.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -100,6 +101,8 @@ impl Results {
 pub(crate) struct Assembly {
     ticket: u64,
     results: Results,
+    /// Whether a request with one of its chunks has been sent.
+    begun: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -121,6 +124,7 @@ impl Assembly {
         Self {
             ticket,
             results,
+            begun: AtomicBool::new(false),
             state: Mutex::new(State {
                 missing: chunks.len(),
                 chunks,
@@ -137,6 +141,21 @@ impl Assembly {
     pub(crate) fn text(&self, chunk: usize) -> Option<String> {
         let state = self.state();
         (state.room.is_some()).then(|| state.chunks[chunk].content.clone())
+    }
+
+    /// The document's ticket.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
+    /// Notes that one of its chunks is being sent.
+    pub(crate) fn begin(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one of its chunks was sent.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Whether it has ended.

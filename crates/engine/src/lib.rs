@@ -27,11 +27,14 @@ pub use queries::Queries;
 pub use remote::{Event, stop_sending};
 pub use threads::{run_with_signals_blocked, spawn_with_signals_blocked};
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
+use limiter::Now;
 use local::LocalQueue;
 use remote::Remotes;
 use split::Submitted;
@@ -46,13 +49,52 @@ const LOCAL_ROOM: Room = Room {
 /// Documents held at most for a remote pipeline.
 const REMOTE_DOCUMENTS: usize = 16 * 1024;
 /// Bytes of text held at least and at most for a remote pipeline; in between it is [`REQUESTS_AHEAD`].
-const REMOTE_BYTES: (usize, usize) = (1024 * 1024, 32 * 1024 * 1024);
+const REMOTE_BYTES: (usize, usize) = (64 * 1024, 32 * 1024 * 1024);
 /// Requests' worth of text held for each request that may be in flight: one that is, and one that waits.
 const REQUESTS_AHEAD: usize = 2;
 /// Bytes of text that a token stands for: English prose has four to five.
 const BYTES_PER_TOKEN: usize = 5;
 /// Bytes of text held at most for all pipelines together.
 const ALL_BYTES: usize = 64 * 1024 * 1024;
+
+/// What a budget allows in so many parts of a minute is held at most (ten seconds): what is held longer than it takes to
+/// send it may be changed or deleted meanwhile.
+const MINUTE_PARTS: u64 = 6;
+/// A cool-down longer than this is worth holding hardly anything.
+const LONG_COOL_DOWN: Duration = Duration::from_secs(60);
+
+/// How much of a remote pipeline is held at most.
+fn remote_room(pipeline: &Pipeline, remote: &Remote) -> Room {
+    let capacity = pipeline.capacity();
+    let concurrency = remote.concurrency as usize;
+    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let now = remote.budget.limit.snapshot(Now::read());
+    let in_ten_seconds =
+        |target: Option<u64>| target.map_or(usize::MAX, |n| size(n / MINUTE_PARTS));
+    let requests =
+        in_ten_seconds(now.targets.requests_per_minute).max(REQUESTS_AHEAD * concurrency);
+    let documents = requests
+        .saturating_mul(capacity.inputs)
+        .min(REMOTE_DOCUMENTS);
+    let bytes = concurrency
+        .saturating_mul(REQUESTS_AHEAD)
+        .saturating_mul(capacity.tokens)
+        .min(in_ten_seconds(now.targets.tokens_per_minute).max(capacity.tokens))
+        .saturating_mul(BYTES_PER_TOKEN)
+        .clamp(REMOTE_BYTES.0, REMOTE_BYTES.1);
+    let rests = now.day_is_spent
+        || now
+            .cooling_down_for
+            .is_some_and(|wait| wait > LONG_COOL_DOWN);
+    Room {
+        documents: if rests {
+            documents.min(concurrency)
+        } else {
+            documents
+        },
+        bytes,
+    }
+}
 
 /// A document to embed.
 #[derive(Debug)]
@@ -159,15 +201,7 @@ impl Engine {
         let all = ALL_BYTES.saturating_sub(self.usage.bytes());
         let room = match &pipeline.remote {
             None => LOCAL_ROOM.less(&self.local_usage),
-            Some(remote) => {
-                let tokens = pipeline.capacity().tokens;
-                let bytes = (remote.concurrency as usize)
-                    .saturating_mul(REQUESTS_AHEAD * BYTES_PER_TOKEN)
-                    .saturating_mul(tokens)
-                    .clamp(REMOTE_BYTES.0, REMOTE_BYTES.1);
-                let documents = REMOTE_DOCUMENTS;
-                Room { documents, bytes }.less(&self.remotes.lane(pipeline).usage)
-            }
+            Some(remote) => remote_room(pipeline, remote).less(&self.remotes.lane(pipeline).usage),
         };
         Room {
             bytes: room.bytes.min(all),
@@ -207,6 +241,12 @@ impl Engine {
     pub fn poll(&self, max: usize) -> Vec<Outcome> {
         let finished = self.outcomes.try_iter().take(max);
         finished.map(|(outcome, _room)| outcome).collect()
+    }
+
+    /// Takes back documents that wait for a remote model: those with these tickets, and all of these pipelines of which
+    /// nothing has been sent. Their tickets are returned; what they end with means nothing.
+    pub fn withdraw(&self, tickets: &HashSet<u64>, paused: &[i32]) -> Vec<u64> {
+        self.remotes.withdraw(tickets, paused)
     }
 
     /// What happened since the last call.

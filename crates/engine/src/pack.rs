@@ -110,6 +110,25 @@ impl<T> Backlog<T> {
         }
     }
 
+    /// Takes out what `leaves` says.
+    pub(crate) fn extract(&mut self, mut leaves: impl FnMut(&T) -> bool) -> Vec<Item<T>> {
+        let mut gone = Vec::new();
+        for request in &mut self.again {
+            gone.extend(request.extract_if(.., |item| leaves(&item.value)));
+        }
+        self.again.retain(|request| !request.is_empty());
+        let mut staying = VecDeque::with_capacity(self.items.len());
+        for item in self.items.drain(..) {
+            if leaves(&item.value) {
+                gone.push(item);
+            } else {
+                staying.push_back(item);
+            }
+        }
+        self.items = staying;
+        gone
+    }
+
     /// Takes everything.
     pub(crate) fn drain(&mut self) -> Vec<Item<T>> {
         let mut all: Vec<Item<T>> = self.again.drain(..).flatten().collect();

@@ -4,7 +4,7 @@
 //! request. What comes back goes to the documents; a request that was refused for the moment (429) goes back to the front
 //! and costs nobody an attempt; one that was refused for what is in it is halved.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -259,6 +259,26 @@ impl Remotes {
         });
     }
 
+    /// Ends documents that wait: those with these tickets, and all of these pipelines of which nothing has been sent. They
+    /// come back as failed; their tickets are returned.
+    pub(crate) fn withdraw(&self, tickets: &HashSet<u64>, paused: &[i32]) -> Vec<u64> {
+        let mut withdrawn = Vec::new();
+        for (id, lane) in self.lanes().iter() {
+            let paused = paused.contains(id);
+            let items = lane.state().backlog.extract(|part| {
+                tickets.contains(&part.document.ticket()) || (paused && !part.document.has_begun())
+            });
+            let error = EmbedError::new(ErrorClass::Internal, "taken back before it was sent");
+            for item in items {
+                item.value.document.failed(error.clone());
+                withdrawn.push(item.value.document.ticket());
+            }
+        }
+        withdrawn.sort_unstable();
+        withdrawn.dedup();
+        withdrawn
+    }
+
     /// Adds chunks to a lane, and sets it going.
     pub(crate) fn push(
         self: &Arc<Self>,
@@ -331,6 +351,7 @@ impl Remotes {
             .into_iter()
             .filter_map(|item| {
                 let text = item.value.document.text(item.value.chunk)?;
+                item.value.document.begin();
                 Some((item, text))
             })
             .unzip();

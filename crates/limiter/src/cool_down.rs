@@ -49,6 +49,13 @@ impl CoolDown {
         }
     }
 
+    /// Ends it; the refusals stay counted.
+    pub(crate) fn end(&self) {
+        for word in [&self.until, &self.step_until] {
+            word.store(0, ORDER);
+        }
+    }
+
     /// When it ends or ended, in monotonic ns.
     pub(crate) fn until(&self) -> u64 {
         self.until.load(ORDER)

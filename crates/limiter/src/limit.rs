@@ -290,6 +290,15 @@ impl Limit {
         self.cool_down.succeeded(now.monotonic);
     }
 
+    /// Ends a cool-down before its time, because somebody knows better than the server.
+    pub fn end_cool_down(&self, now: Now) {
+        if self.cool_down.until() > now.monotonic {
+            self.cool_down.end();
+            self.requests.not_after(now.monotonic);
+            self.tokens.not_after(now.monotonic);
+        }
+    }
+
     /// Adds what was stored of a day before a restart, if `day` (since 1970, UTC) is today.
     pub fn restore_day(&self, now: Now, day: u32, requests: u64, tokens: u64) {
         if day == now.day() {

@@ -204,6 +204,11 @@ impl Rate {
         });
     }
 
+    /// Admits a request at `at`, whatever debt there is.
+    pub(crate) fn not_after(&self, at: u64) {
+        self.tat.fetch_min(at, ORDER);
+    }
+
     /// Admits nothing before `at`, and nothing more at it than at any other time.
     pub(crate) fn not_before(&self, at: u64) {
         self.tat.fetch_max(at, ORDER);
