@@ -164,8 +164,11 @@ impl Definition {
     pub fn require_use(&self) {
         // SAFETY: catalog look-ups inside a transaction; a table that was dropped is nobody's to read.
         let readable = unsafe {
-            pg_sys::pg_class_aclcheck(self.target, pg_sys::GetUserId(), pg_sys::ACL_SELECT.into())
-                == pg_sys::AclResult::ACLCHECK_OK
+            pg_sys::pg_class_aclcheck(
+                self.target,
+                pg_sys::GetUserId(),
+                pg_sys::ACL_SELECT as pg_sys::AclMode,
+            ) == pg_sys::AclResult::ACLCHECK_OK
         };
         if !(readable || self.is_owned()) {
             UserError::new(
