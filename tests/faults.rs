@@ -447,6 +447,22 @@ fn an_answer_for_an_old_content_is_thrown_away() {
 }
 
 #[test]
+fn a_refusal_that_comes_after_its_pipeline_was_dropped_leaves_nothing() {
+    let db = Database::new();
+    let api = FakeApi::start(behaviour());
+    api.on_request(|_| Some(Fault::rate_limited(Duration::from_secs(1))));
+    db.create_remote_pipeline("p", &api, "batch_size => 2, concurrency => 3");
+    api.hold_answers();
+    db.insert_prose("p", "d", 30, 5);
+    wait_until("requests are in flight", SOON, || api.in_flight() == 3);
+    db.run("SELECT ingest.drop_pipeline('p', drop_target => true)");
+    api.release_answers();
+    wait_until("the worker holds nothing", SOON, || {
+        db.one("SELECT bool_and(in_flight_documents = 0 AND in_flight_requests = 0) FROM ingest.workers WHERE database = current_database()")
+    });
+}
+
+#[test]
 fn a_pipeline_dropped_with_requests_in_flight_leaves_nothing() {
     let db = Database::new();
     let api = FakeApi::start(behaviour());

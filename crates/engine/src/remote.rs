@@ -182,6 +182,19 @@ impl Lane {
         key(&present) != key(pipeline)
     }
 
+    /// Puts requests back, the first of them first; those of a lane that was closed meanwhile end.
+    fn put_back(&self, requests: impl DoubleEndedIterator<Item = Vec<Item<Part>>>) {
+        let mut state = self.state();
+        for request in requests.rev() {
+            state.backlog.put_back(request);
+        }
+        let closed = state.closed;
+        drop(state);
+        if closed {
+            self.fail_all(&dropped());
+        }
+    }
+
     fn fail_all(&self, error: &EmbedError) {
         let items = self.state().backlog.drain();
         for item in items {
@@ -386,13 +399,13 @@ impl Remotes {
                     error,
                     wait,
                 });
-                lane.state().backlog.put_back(items);
+                lane.put_back([items].into_iter());
             }
             // The key has been changed since this request was sent.
             Err(Refusal { error, wait: None })
                 if error.class == ErrorClass::Auth && lane.has_another_key(&pipeline) =>
             {
-                lane.state().backlog.put_back(items);
+                lane.put_back([items].into_iter());
             }
             Err(Refusal { error, wait: None }) if error.blocks_pipeline() => {
                 for item in items {
@@ -405,9 +418,7 @@ impl Remotes {
                 if items.len() > 1 && error.blames_the_inputs() {
                     let mut left = items;
                     let right = left.split_off(left.len() / 2);
-                    let mut state = lane.state();
-                    state.backlog.put_back(right);
-                    state.backlog.put_back(left);
+                    lane.put_back([left, right].into_iter());
                 } else {
                     for item in items {
                         item.value.document.failed(error.clone());
