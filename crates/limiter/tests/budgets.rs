@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use limiter::{Budget, LATENESS, Limit, Wait, request_tokens};
+use limiter::{Budget, LATENESS, Limit, Snapshot, Wait, request_tokens};
 use proptest::prelude::*;
 
 fn some_target(most: u64) -> impl Strategy<Value = u64> {
@@ -120,7 +120,9 @@ proptest! {
             if answer.is_ok() {
                 prop_assert_eq!(spared.admit(at(now), claimant(1), tokens), Ok(()));
             } else {
-                prop_assert_eq!(asked.snapshot(at(now)), spared.snapshot(at(now)));
+                // That it was refused for the day is all that may be left of it.
+                let seen = Snapshot { day_is_spent: false, ..asked.snapshot(at(now)) };
+                prop_assert_eq!(seen, Snapshot { day_is_spent: false, ..spared.snapshot(at(now)) });
             }
         }
         for later in 0..200 {
@@ -532,4 +534,24 @@ fn a_server_that_names_a_limit_too_small_to_send_anything_stops_nobody_for_good(
         &minute_budget(Some(6_000), Some(5_000_000)),
     );
     assert_eq!(limit.targets().tokens_per_minute, Some(5_000_000));
+}
+
+#[test]
+fn a_day_is_spent_when_the_next_request_does_not_fit_and_requests_shrink_to_what_is_left() {
+    let limit = limit(
+        at(0),
+        &Budget {
+            tokens_per_day: Some(1_000),
+            ..minute_budget(None, None)
+        },
+    );
+    assert_eq!(limit.request_tokens(at(SECOND)), 1_000);
+    limit.admit(at(SECOND), claimant(1), 900).unwrap();
+    assert_eq!(limit.request_tokens(at(SECOND)), 100);
+    assert!(!limit.snapshot(at(SECOND)).day_is_spent);
+    assert!(limit.admit(at(SECOND), claimant(1), 101).is_err());
+    assert!(limit.snapshot(at(SECOND)).day_is_spent);
+    // A smaller one still goes.
+    limit.admit(at(SECOND), claimant(1), 99).unwrap();
+    assert!(!limit.snapshot(at(SECOND)).day_is_spent);
 }
