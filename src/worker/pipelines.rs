@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chunker::{SplitOptions, Splitter};
 use embedder::key::{InvalidKeyReference, KeyReference};
@@ -66,6 +66,9 @@ struct Written {
     settings: (String, Duration, Duration),
 }
 
+/// For so long after another key was found, refusals may be of requests that were sent with the one before.
+const ROTATION: Duration = Duration::from_secs(5);
+
 /// What [`load`] read of a pipeline.
 pub struct Loaded {
     active: Active,
@@ -83,6 +86,8 @@ struct Known {
     written: Written,
     /// The spec is to be made anew: its key was refused.
     stale: bool,
+    /// When another key was found last.
+    rotated: Option<Instant>,
 }
 
 impl Known {
@@ -151,6 +156,7 @@ impl Pipelines {
                 .iter()
                 .position(|known| known.active.id == active.id)
                 .map(|index| before.swap_remove(index));
+            let mut rotated = known.as_ref().and_then(|known| known.rotated);
             match known {
                 Some(known)
                     if known.written == written
@@ -165,7 +171,12 @@ impl Pipelines {
                         Some(Ok(old)) if active.spec.as_ref().is_ok_and(|new| *new == old) => {
                             active.spec = Ok(old);
                         }
-                        _ => changed = true,
+                        before => {
+                            changed = true;
+                            if before.is_some() {
+                                rotated = Some(Instant::now());
+                            }
+                        }
                     }
                 }
             }
@@ -173,6 +184,7 @@ impl Pipelines {
                 active,
                 written,
                 stale: false,
+                rotated,
             });
         }
         changed |= !before.is_empty();
@@ -207,9 +219,11 @@ impl Pipelines {
             (Ok(new), Ok(old)) if new != old => {
                 known.active.spec = fresh;
                 known.stale = false;
+                known.rotated = Some(Instant::now());
                 true
             }
-            _ => false,
+            // Refused with the key before, and told only now.
+            _ => known.rotated.is_some_and(|at| at.elapsed() < ROTATION),
         }
     }
 
