@@ -188,12 +188,28 @@ pub fn forget_database(database: pg_sys::Oid) {
     keep_pipelines(database, &[]);
 }
 
-/// Forgets the pipelines of a database that are not among these.
+/// Forgets the pipelines of a database that are not among these. For the start of a worker: later, another worker may know
+/// of one that this one does not know of yet.
 pub fn keep_pipelines(database: pg_sys::Oid, present: &[NonZeroU64]) {
+    forget(|key| of_database(key) == database.to_u32() && !is_among(present, key));
+}
+
+/// Forgets these pipelines, which were dropped.
+pub fn forget_pipelines(gone: &[NonZeroU64]) {
+    forget(|key| is_among(gone, key));
+}
+
+fn is_among(keys: &[NonZeroU64], key: u64) -> bool {
+    keys.iter().any(|known| known.get() == key)
+}
+
+fn of_database(key: u64) -> u32 {
+    (key >> 32) as u32
+}
+
+/// Forgets the pipelines whose keys are gone: their own limits, and their requests in flight unless some are still out.
+fn forget(is_gone: impl Fn(u64) -> bool) {
     let Some(counters) = counters() else { return };
-    let is_gone = |key: u64| {
-        (key >> 32) as u32 == database.to_u32() && !present.iter().any(|known| known.get() == key)
-    };
     let mut directory = DIRECTORY.exclusive();
     for (entry, limit) in directory.0.iter_mut().zip(&counters.limits) {
         if matches!(entry.owner, Owner::Pipeline(key) if is_gone(key)) {
@@ -203,7 +219,6 @@ pub fn keep_pipelines(database: pg_sys::Oid, present: &[NonZeroU64]) {
     }
     drop(directory);
     for slot in &counters.pipelines {
-        // Requests that are still out find their place again; the next time it is free.
         let key = slot.key.load(Ordering::Acquire);
         if key != 0 && is_gone(key) && slot.in_flight.count() == 0 {
             slot.key.store(0, Ordering::Release);
@@ -216,30 +231,14 @@ pub fn keep_databases(present: &[pg_sys::Oid]) {
     let Some(counters) = counters() else { return };
     let now = Now::read();
     let is_present = |database: u32| present.iter().any(|oid| oid.to_u32() == database);
+    forget(|key| !is_present(of_database(key)));
     let mut directory = DIRECTORY.exclusive();
-    for (index, entry) in directory.0.iter_mut().enumerate() {
-        match entry.owner {
-            Owner::Nobody => {}
-            Owner::Pipeline(key) if !is_present((key >> 32) as u32) => {
-                counters.limits[index].clear();
-                *entry = Entry::default();
+    for (entry, limit) in directory.0.iter_mut().zip(&counters.limits) {
+        for place in 0..MAX_DEFINITIONS {
+            let database = entry.definitions[place].database;
+            if database != 0 && !is_present(database) {
+                entry.withdraw(database, limit, now);
             }
-            Owner::Pipeline(_) => {}
-            Owner::Name(..) => {
-                for place in 0..MAX_DEFINITIONS {
-                    let database = entry.definitions[place].database;
-                    if database != 0 && !is_present(database) {
-                        entry.withdraw(database, &counters.limits[index], now);
-                    }
-                }
-            }
-        }
-    }
-    drop(directory);
-    for slot in &counters.pipelines {
-        let key = slot.key.load(Ordering::Acquire);
-        if key != 0 && !is_present((key >> 32) as u32) && slot.in_flight.count() == 0 {
-            slot.key.store(0, Ordering::Release);
         }
     }
 }

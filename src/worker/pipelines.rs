@@ -108,6 +108,8 @@ pub struct Pipelines {
     limits: Option<Vec<LimitDefinition>>,
     /// Whether pipelines of former times have been looked for.
     looked: bool,
+    /// Those that were dropped.
+    gone: Vec<NonZeroU64>,
     index_failed: HashSet<i32>,
 }
 
@@ -120,6 +122,7 @@ impl Pipelines {
             known: Vec::new(),
             limits: None,
             looked: false,
+            gone: Vec::new(),
             index_failed: HashSet::new(),
         }
     }
@@ -188,11 +191,16 @@ impl Pipelines {
             });
         }
         changed |= !before.is_empty();
-        if changed || !self.looked {
+        let key = |known: &Known| budgets::pipeline_key(self.database, known.active.id);
+        if !self.looked {
             self.looked = true;
-            let key = |known: &Known| budgets::pipeline_key(self.database, known.active.id);
             let present: Vec<NonZeroU64> = self.known.iter().map(key).collect();
             budgets::keep_pipelines(self.database, &present);
+        }
+        self.gone.extend(before.iter().map(key));
+        if changed {
+            // Again each time, for those of which requests were still out.
+            budgets::forget_pipelines(&self.gone);
         }
         changed
     }
