@@ -21,7 +21,7 @@ mod threads;
 mod usage;
 
 pub use assembly::{EmbeddedChunk, Outcome};
-pub use models::Models;
+use models::Models;
 pub use pipeline::{Budget, Definitions, Pipeline, Remote};
 pub use queries::Queries;
 pub use remote::{Event, stop_sending};
@@ -150,7 +150,6 @@ pub struct Config {
 pub struct Engine {
     inbox: Sender<Submitted>,
     outcomes: Receiver<(Outcome, Reservation)>,
-    models: Arc<Models>,
     local: Arc<LocalQueue>,
     local_usage: Arc<Usage>,
     remotes: Arc<Remotes>,
@@ -176,11 +175,10 @@ impl Engine {
             remotes: Arc::clone(&remotes),
         };
         split::start(config.split_threads.max(1), documents, context)?;
-        let queries = Queries::new(Arc::clone(&models), Arc::clone(&remotes));
+        let queries = Queries::new(models, Arc::clone(&remotes));
         Ok(Self {
             inbox,
             outcomes,
-            models,
             local,
             local_usage: Arc::default(),
             remotes,
@@ -263,11 +261,6 @@ impl Engine {
     /// A handle for embedding queries, for any thread.
     pub fn queries(&self) -> Queries {
         self.queries.clone()
-    }
-
-    /// The models of this process.
-    pub fn models(&self) -> &Arc<Models> {
-        &self.models
     }
 }
 

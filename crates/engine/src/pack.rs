@@ -243,32 +243,15 @@ mod tests {
     }
 
     #[test]
-    fn a_request_put_back_respects_a_smaller_budget() {
-        let mut backlog = Backlog::default();
-        backlog.put_back((0..5).map(|value| item(value, 10, false)).collect());
-        let capacity = Capacity {
-            inputs: 100,
-            tokens: 25,
-        };
-        let sizes: Vec<usize> = take_all(&mut backlog, capacity)
-            .iter()
-            .map(Vec::len)
-            .collect();
-        assert_eq!(sizes, [2, 2, 1]);
-    }
-
-    #[test]
-    fn a_request_put_back_respects_a_smaller_batch_size() {
-        let mut backlog = Backlog::default();
-        backlog.put_back((0..5).map(|value| item(value, 1, false)).collect());
-        let capacity = Capacity {
-            inputs: 2,
-            tokens: 1000,
-        };
-        let sizes: Vec<usize> = take_all(&mut backlog, capacity)
-            .iter()
-            .map(Vec::len)
-            .collect();
-        assert_eq!(sizes, [2, 2, 1]);
+    fn a_request_put_back_respects_a_smaller_budget_and_batch_size() {
+        for (inputs, tokens) in [(100, 25), (2, 1000)] {
+            let mut backlog = Backlog::default();
+            backlog.put_back((0..5).map(|value| item(value, 10, false)).collect());
+            let sizes: Vec<usize> = take_all(&mut backlog, Capacity { inputs, tokens })
+                .iter()
+                .map(Vec::len)
+                .collect();
+            assert_eq!(sizes, [2, 2, 1]);
+        }
     }
 }

@@ -92,13 +92,6 @@ impl InFlight {
     pub fn count(&self) -> u32 {
         self.total.load(ORDER)
     }
-
-    /// Forgets all of them, for the use by another pipeline.
-    pub fn clear(&self) {
-        for count in self.workers.iter().chain([&self.total]) {
-            count.store(0, ORDER);
-        }
-    }
 }
 
 /// Takes up to `n` off and returns how many; nothing off a closed count.
