@@ -19,7 +19,7 @@ use crate::worker::transaction::{SqlError, run, transaction};
 
 /// Documents taken or written by one transaction at most.
 pub const MAX_BATCH: usize = 512;
-/// Attempts, or deaths of a process, after which a document is worked on alone.
+/// Attempts, or deaths of a process, after which a document is sent alone.
 const ALONE_AFTER: i32 = 2;
 
 /// A document that this worker holds.
@@ -38,8 +38,8 @@ pub struct Claim {
     pub bytes: i32,
     /// Attempts before this one.
     pub attempts: i32,
-    /// Whether it is worked on alone: it may be what a process died of, more than once.
-    pub alone: bool,
+    /// Whether it is written alone: it may be what a process died of.
+    pub suspect: bool,
     /// Where it is noted.
     pub note: Note,
 }
@@ -269,7 +269,7 @@ impl Claims {
                     metadata: document.metadata,
                     bytes: candidate.bytes,
                     attempts: candidate.attempts,
-                    alone,
+                    suspect: candidate.crashes > 0,
                     note,
                 },
             );

@@ -2,7 +2,8 @@
 //! have died of.
 //!
 //! A process that dies takes the whole server through crash recovery, so a document that kills it each time must not be
-//! tried for ever. A suspect is tried again after a growing while, alone from the second time on; the one that was there
+//! tried for ever. A suspect is tried again after a growing while, written alone, and from its second time on sent alone;
+//! the one that was there
 //! at the most deaths is set aside when its attempts are used up. Those that merely happened to be worked on at the same
 //! moment are embedded in between, and so cleared.
 
@@ -18,8 +19,8 @@ use crate::worker::write::{Ended, set_aside};
 
 /// Longest wait before a suspect is tried again, in seconds.
 const LONGEST_WAIT: f64 = 60.0;
-/// Seconds between two suspects of several deaths, so that it shows which of them it is.
-const STAGGER: f64 = 2.0;
+/// Seconds between two suspects of several deaths, and for all of them, so that it shows which of them it is.
+const STAGGER: (f64, f64) = (2.0, 10.0);
 
 /// Takes up what the workers of this database left. Before anything is defined or claimed by this process.
 pub fn recover(database: pg_sys::Oid, journal: &Journal) -> Result<(), SqlError> {
@@ -70,7 +71,7 @@ fn suspect(documents: Vec<i64>) {
             }
             let wait = 2f64.powi(suspect.crashes.clamp(1, 16) - 1).min(LONGEST_WAIT);
             let stagger = if suspect.crashes > 1 {
-                place as f64 * STAGGER
+                place as f64 * STAGGER.0.min(STAGGER.1 / suspects.len() as f64)
             } else {
                 0.0
             };

@@ -230,7 +230,7 @@ impl Settler {
     }
 }
 
-/// Cuts a list so that no transaction writes too many chunks, and that a document to be worked on alone is.
+/// Cuts a list so that no transaction writes too many chunks, and that what a process may have died of is written alone.
 fn batches(outcomes: Vec<Outcome>, claims: &Claims) -> Vec<Vec<Outcome>> {
     let mut batches: Vec<Vec<Outcome>> = Vec::new();
     let mut room = 0;
@@ -241,7 +241,7 @@ fn batches(outcomes: Vec<Outcome>, claims: &Claims) -> Vec<Vec<Outcome>> {
         };
         let alone = claims
             .get(outcome.ticket())
-            .is_some_and(|claim| claim.alone);
+            .is_some_and(|claim| claim.suspect);
         match batches.last_mut() {
             Some(last) if chunks <= room && !alone => {
                 room -= chunks;

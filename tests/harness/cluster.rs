@@ -16,7 +16,9 @@ use crate::process::{processes_in, signal};
 use crate::waiting::{SOON, wait_until};
 
 /// What every cluster of the tests is started with; a test's own settings come after.
-const SETTINGS: [(&str, &str); 10] = [
+const SETTINGS: [(&str, &str); 11] = [
+    // What the system has taken outlives any process.
+    ("fsync", "off"),
     ("shared_preload_libraries", "pg_ingest"),
     ("listen_addresses", ""),
     ("unix_socket_directories", "{home}"),
@@ -219,6 +221,9 @@ impl Cluster {
         wait_until("all processes have gone", SOON, || {
             processes_in(&data).is_empty()
         });
+        // Where nobody collects the dead, its pid still stands for a process.
+        let _ = fs::remove_file(self.data().join("postmaster.pid"));
+        let _ = fs::remove_file(self.home.join(".s.PGSQL.5432.lock"));
     }
 
     /// Stops it fast, takes further settings, and starts it.

@@ -94,20 +94,29 @@ impl<T> Backlog<T> {
             .collect()
     }
 
-    /// Drops from the request that was peeked what `keep` does not want.
-    pub(crate) fn retain_front(&mut self, packed: Packed, mut keep: impl FnMut(&T) -> bool) {
+    /// Drops from the request that was peeked what `keep` does not want; whether all was wanted.
+    pub(crate) fn retain_front(
+        &mut self,
+        packed: Packed,
+        mut keep: impl FnMut(&T) -> bool,
+    ) -> bool {
         if let Some(request) = self.again.front_mut() {
+            let before = request.len();
             request.retain(|item| keep(&item.value));
+            let all = request.len() == before;
             if request.is_empty() {
                 self.again.pop_front();
             }
-            return;
+            return all;
         }
+        let mut all = true;
         for index in (0..packed.items.min(self.items.len())).rev() {
             if !keep(&self.items[index].value) {
                 self.items.remove(index);
+                all = false;
             }
         }
+        all
     }
 
     /// Takes out what `leaves` says.

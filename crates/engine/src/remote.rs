@@ -161,11 +161,15 @@ impl Lane {
     fn peek(&self) -> Option<Packed> {
         let mut state = self.state();
         let capacity = state.pipeline.capacity();
-        let packed = state.backlog.peek(capacity)?;
-        state
-            .backlog
-            .retain_front(packed, |part| !part.document.has_ended());
-        state.backlog.peek(capacity)
+        loop {
+            let packed = state.backlog.peek(capacity)?;
+            let kept = state
+                .backlog
+                .retain_front(packed, |part| !part.document.has_ended());
+            if kept {
+                return Some(packed);
+            }
+        }
     }
 
     fn has_another_key(&self, pipeline: &Pipeline) -> bool {
@@ -335,8 +339,10 @@ impl Remotes {
                 let this = Arc::clone(&self);
                 let lane = Arc::clone(&lane);
                 let pipeline = lane.pipeline();
+                // Before anything else happens to these documents: what has been admitted is sent.
+                let (items, texts) = begin(items);
                 tokio::spawn(async move {
-                    this.exchange(&lane, pipeline, items, tokens).await;
+                    this.exchange(&lane, pipeline, items, texts, tokens).await;
                     drop(place);
                     lane.changed.notify_one();
                 });
@@ -350,16 +356,9 @@ impl Remotes {
         lane: &Lane,
         pipeline: Arc<Pipeline>,
         items: Vec<Item<Part>>,
+        texts: Vec<String>,
         tokens: usize,
     ) {
-        let (items, texts): (Vec<Item<Part>>, Vec<String>) = items
-            .into_iter()
-            .filter_map(|item| {
-                let text = item.value.document.text(item.value.chunk)?;
-                item.value.document.begin();
-                Some((item, text))
-            })
-            .unzip();
         if items.is_empty() {
             return;
         }
@@ -682,6 +681,18 @@ async fn admitted(lane: &Lane) -> Option<(Vec<Item<Part>>, usize)> {
             }
         }
     }
+}
+
+/// The texts of a request's chunks, without those of documents that have ended.
+fn begin(items: Vec<Item<Part>>) -> (Vec<Item<Part>>, Vec<String>) {
+    items
+        .into_iter()
+        .filter_map(|item| {
+            let text = item.value.document.text(item.value.chunk)?;
+            item.value.document.begin();
+            Some((item, text))
+        })
+        .unzip()
 }
 
 /// A number from 0 to 1, different each time.

@@ -330,7 +330,8 @@ fn check_calls(db: &Database, api: &FakeApi, before: &[String], sum: &mut Sum) {
     let over = counted - arrived;
     assert!(
         (0..=4).contains(&over),
-        "{arrived} requests arrived, {counted} are counted"
+        "{arrived} requests arrived, {counted} are counted: {:?}",
+        db.rows_as_text("SELECT * FROM ingest.limit_day")
     );
     sum.totals_over += over;
 }
