@@ -186,6 +186,20 @@ impl Cluster {
 
     /// Starts the server and waits until it takes connections.
     pub fn start_server(&self) {
+        assert!(
+            self.try_to_start(),
+            "the server does not start\n{}",
+            self.log_tail("")
+        );
+    }
+
+    /// The same after its first process was killed: the system may take a moment to end the threads of the others, and
+    /// until then their memory is in use.
+    pub fn start_server_again(&self) {
+        wait_until("the server starts", SOON, || self.try_to_start());
+    }
+
+    fn try_to_start(&self) -> bool {
         let mut start = self.pg_ctl("start");
         start.args(["-w", "-t", "60", "-l"]).arg(self.log());
         // A server that inherits a pipe would keep it open.
@@ -195,11 +209,7 @@ impl Cluster {
             .stderr(Stdio::null())
             .status()
             .expect("pg_ctl runs");
-        assert!(
-            status.success(),
-            "the server does not start\n{}",
-            self.log_tail("")
-        );
+        status.success()
     }
 
     /// Stops the server: `smart`, `fast` or `immediate`.

@@ -223,7 +223,7 @@ fn kill(db: &Database, death: Death, point: &str) {
         }
         Death::Postmaster => {
             cluster.kill_postmaster();
-            cluster.start_server();
+            cluster.start_server_again();
         }
         Death::Immediate | Death::Fast => {
             let mode = if death == Death::Fast {
