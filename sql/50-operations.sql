@@ -207,7 +207,9 @@ BEGIN
     "check" := 'worker'; ok := problem IS NULL;
     detail := coalesce(problem, (SELECT format('%s worker process(es) serve this database', count(*)) FROM ingest.worker_states() w
                                  WHERE w.database = current_database()));
-    hint := CASE WHEN problem IS NOT NULL AND preloaded THEN 'Look at pg_ingest.databases, max_worker_processes and the server log.' END;
+    hint := CASE WHEN problem IS NULL OR NOT preloaded THEN NULL
+                 WHEN pg_is_in_recovery() THEN 'Documents are embedded on the primary, and what it writes can be read here.'
+                 ELSE 'Look at pg_ingest.databases, max_worker_processes and the server log.' END;
     RETURN NEXT;
 
     "check" := 'vector'; ok := string_to_array(vector_version, '.')::int[] >= ARRAY[0, 7, 0];

@@ -5,13 +5,14 @@
 //! worker that a commit added work, and keeps out of the way of DROP DATABASE; [`api`] holds the SQL functions, a file
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
-//! and [`errors`] is the one place where a failure becomes a Postgres error.
+//! [`reading`] keeps what only reads from writing, and [`errors`] is the one place where a failure becomes a Postgres error.
 
 mod access;
 mod api;
 mod budgets;
 mod errors;
 mod owner;
+mod reading;
 mod settings;
 mod shmem;
 mod wake;

@@ -5,7 +5,7 @@
 //! (after CREATE EXTENSION, or a commit that found nobody to wake).
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{
@@ -26,6 +26,10 @@ const LONGEST_RESTART_WAIT: Duration = Duration::from_secs(30);
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// Databases looked at for the extension at the same time.
 const MAX_LOOKS: usize = 2;
+/// Whether the server had no room for a worker when one was started last.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+/// The connection limit of a database whose DROP was interrupted: DATCONNLIMIT_INVALID_DB.
+const HALF_DROPPED: i32 = -2;
 /// A worker that ran for so long was fine: the next wait is the first again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
@@ -224,11 +228,17 @@ fn start_worker(database: pg_sys::Oid, number: i32) -> Option<DynamicBackgroundW
         .enable_spi_access()
         .load_dynamic();
     match started {
-        Ok(handle) => Some(handle),
+        Ok(handle) => {
+            REFUSED.store(false, Ordering::Relaxed);
+            Some(handle)
+        }
         Err(_) => {
-            log!(
-                "pg_ingest: no background worker can be started now, and it is tried again; raise max_worker_processes"
-            );
+            // Once, however often it is tried.
+            if !REFUSED.swap(true, Ordering::Relaxed) {
+                log!(
+                    "pg_ingest: no background worker can be started now, and it is tried again; raise max_worker_processes"
+                );
+            }
             None
         }
     }
@@ -269,7 +279,8 @@ fn all_databases() -> Vec<(pg_sys::Oid, String)> {
             let row = header
                 .byte_add(usize::from((*header).t_hoff))
                 .cast::<pg_sys::FormData_pg_database>();
-            if (*row).datallowconn && !(*row).datistemplate {
+            let takes_connections = (*row).datallowconn && (*row).datconnlimit != HALF_DROPPED;
+            if takes_connections && !(*row).datistemplate {
                 let name = std::ffi::CStr::from_ptr((*row).datname.data.as_ptr());
                 found.push(((*row).oid, name.to_string_lossy().into_owned()));
             }

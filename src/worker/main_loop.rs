@@ -59,6 +59,7 @@ pub extern "C-unwind" fn pg_ingest_worker_main(argument: pg_sys::Datum) {
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
+    configure_session();
     match transaction(extension_exists) {
         Ok(true) => {}
         Ok(false) => {
@@ -120,7 +121,6 @@ impl Worker {
         database: pg_sys::Oid,
         number: i32,
     ) -> Result<Self, String> {
-        transaction(configure_session).map_err(|e| e.to_string())?;
         let bell = Arc::new(EventFd::new().map_err(|e| e.to_string())?);
         let ringer = Arc::clone(&bell);
         let engine = Engine::start(engine::Config {
@@ -376,26 +376,38 @@ impl Worker {
     }
 }
 
-/// The settings under which the worker's statements run, whatever the database or role says.
+/// The settings under which the worker's statements run, whatever the database or role says. Outside a transaction: the
+/// first one is to run under them already.
 fn configure_session() {
-    for setting in [
-        "search_path = pg_catalog, pg_temp",
-        "default_transaction_read_only = off",
-        "default_transaction_isolation = 'read committed'",
-        "statement_timeout = 0",
-        "idle_in_transaction_session_timeout = 0",
-        "idle_session_timeout = 0",
+    for (name, value) in [
+        (c"role", c"none"),
+        (c"session_replication_role", c"origin"),
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_deferrable", c"off"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"statement_timeout", c"0"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        (c"idle_session_timeout", c"0"),
         // A lock that somebody keeps is waited for outside a transaction, in between other work.
-        "lock_timeout = '200ms'",
+        (c"lock_timeout", c"200ms"),
         #[cfg(any(feature = "pg17", feature = "pg18"))]
-        "transaction_timeout = 0",
-        "row_security = on",
-        "jit = off",
+        (c"transaction_timeout", c"0"),
+        (c"row_security", c"on"),
+        (c"jit", c"off"),
         // The queue grows and shrinks by orders of magnitude between two ANALYZEs: its indexes are always right.
-        "enable_seqscan = off",
-        "plan_cache_mode = force_generic_plan",
+        (c"enable_seqscan", c"off"),
+        (c"plan_cache_mode", c"force_generic_plan"),
     ] {
-        let _ = Spi::run(&format!("SET {setting}"));
+        // SAFETY: static C strings, on the main thread.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+            );
+        }
     }
 }
 

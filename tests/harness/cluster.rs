@@ -7,7 +7,7 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use postgres::{Client, Config, NoTls};
@@ -81,6 +81,37 @@ impl Cluster {
 
     /// Makes one and does not start it, for a test that lays files into [`home`](Self::home) first.
     pub fn make(settings: &[(&str, &str)]) -> Self {
+        let cluster = Self::reserve();
+        cluster.make_data(settings);
+        cluster
+    }
+
+    /// A hot standby of a running server, by streaming replication, started. It has the same settings, and these.
+    pub fn standby_of(primary: &Self, settings: &[(&str, &str)]) -> Self {
+        let standby = Self::reserve();
+        primary.run(
+            primary
+                .program("pg_basebackup")
+                .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+                .arg("--pgdata")
+                .arg(standby.data()),
+        );
+        for (name, value) in primary.settings().iter() {
+            // Directories are each server's own.
+            standby.remember(name, &value.replace(&*primary.home.to_string_lossy(), "{home}"));
+        }
+        standby.configure(settings);
+        standby.start_server();
+        standby
+    }
+
+    /// Ends a standby's recovery: it takes writes from now on.
+    pub fn promote(&self) {
+        self.run(self.pg_ctl("promote").args(["-w", "-t", "60"]));
+    }
+
+    /// A directory for one.
+    fn reserve() -> Self {
         let pg_config = std::env::var("PG_CONFIG").unwrap_or_else(|_| "pg_config".into());
         let programs = PathBuf::from(ask(&pg_config, "--bindir"));
         let share = PathBuf::from(ask(&pg_config, "--sharedir"));
@@ -111,7 +142,11 @@ impl Cluster {
             watchdog: Mutex::default(),
         };
         cluster.watch();
-        cluster.run(cluster.program("initdb").args([
+        cluster
+    }
+
+    fn make_data(&self, settings: &[(&str, &str)]) {
+        self.run(self.program("initdb").args([
             "--pgdata=data",
             "--username=postgres",
             "--auth=trust",
@@ -119,11 +154,8 @@ impl Cluster {
             "--locale=C",
             "--no-sync",
         ]));
-        for (name, value) in SETTINGS.iter().chain(settings) {
-            cluster.remember(name, value);
-        }
-        cluster.write_settings();
-        cluster
+        self.configure(&SETTINGS);
+        self.configure(settings);
     }
 
     /// Its directory, which the server's user owns: data, socket, log, and whatever a test lays there.
@@ -181,19 +213,21 @@ impl Cluster {
     /// Stops it fast, takes further settings, and starts it.
     pub fn restart(&self, settings: &[(&str, &str)]) {
         self.stop_server("fast");
+        self.configure(settings);
+        self.start_server();
+    }
+
+    /// Takes further settings, for the next start.
+    pub fn configure(&self, settings: &[(&str, &str)]) {
         for (name, value) in settings {
             self.remember(name, value);
         }
         self.write_settings();
-        self.start_server();
     }
 
     /// Takes further settings without a restart, and waits until new sessions have them.
     pub fn reload(&self, settings: &[(&str, &str)]) {
-        for (name, value) in settings {
-            self.remember(name, value);
-        }
-        self.write_settings();
+        self.configure(settings);
         let before = self.loaded_at();
         self.run(&mut self.pg_ctl("reload"));
         wait_until("the settings are reread", SOON, || {
@@ -291,20 +325,18 @@ impl Cluster {
 
     fn remember(&self, name: &str, value: &str) {
         let value = value.replace("{home}", &self.home.to_string_lossy());
+        self.settings().insert(name.into(), value);
+    }
+
+    fn settings(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.settings
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(name.into(), value);
     }
 
     fn write_settings(&self) {
         let mut text = String::new();
-        for (name, value) in self
-            .settings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-        {
+        for (name, value) in self.settings().iter() {
             let _ = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
         }
         fs::write(self.data().join("postgresql.conf"), text).expect("the settings can be written");
