@@ -58,7 +58,7 @@ CREATE FUNCTION ingest.stuck_pipelines(pipeline text) RETURNS text
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT string_agg(format('%s is %s', p.pipeline, p.state), '; ')
     FROM ingest.progress p
-    WHERE p.state IN ('paused', 'blocked') AND p.pending > 0
+    WHERE (p.state IN ('paused', 'blocked') AND p.pending > 0 OR p.state = 'blocked' AND p.in_flight > 0)
       AND (stuck_pipelines.pipeline IS NULL OR p.pipeline = stuck_pipelines.pipeline)
 $$;
 COMMENT ON FUNCTION ingest.stuck_pipelines(text) IS 'Paused or blocked pipelines with documents waiting, as a sentence; null when there are none';

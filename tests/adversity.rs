@@ -40,7 +40,10 @@ fn tried_in_vain(db: &Database, words: &str) {
 /// A pipeline that has been blocked, and nothing of which has failed.
 fn nothing_has_failed(db: &Database) {
     assert_eq!(db.rows_as_text("SELECT * FROM ingest.failures"), [""; 0]);
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.queue WHERE attempts > 0"), 0);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM ingest.queue WHERE attempts > 0"),
+        0
+    );
 }
 
 #[test]
@@ -67,11 +70,17 @@ fn a_full_disk_blocks_loses_nothing_and_is_not_paid_for() {
         tried_in_vain(&db, "No space left");
     }
     let (tries, repeated) = (api.arrived() - first, api.repeated_inputs());
-    println!("sent before the block {first} requests, in 10 tries {tries}; texts sent again {repeated}");
+    println!(
+        "sent before the block {first} requests, in 10 tries {tries}; texts sent again {repeated}"
+    );
     nothing_has_failed(&db);
     assert_eq!(db.progress_of("docs").counts(), (320, 20, 300, 0));
-    let doctor: Vec<String> = db.all(r#"SELECT detail FROM ingest.doctor() WHERE NOT ok AND "check" = 'state of docs'"#);
-    assert!(doctor.len() == 1 && doctor[0].contains("No space left"), "{doctor:?}");
+    let doctor: Vec<String> =
+        db.all(r#"SELECT detail FROM ingest.doctor() WHERE NOT ok AND "check" = 'state of docs'"#);
+    assert!(
+        doctor.len() == 1 && doctor[0].contains("No space left"),
+        "{doctor:?}"
+    );
     db.run("TRUNCATE public.disk");
     wait_is_over(&db);
     remote::all_embedded(&db, "docs", 320);
@@ -207,8 +216,15 @@ fn a_changed_target_blocks_until_it_is_as_before() {
         documents += 20;
         db.run(undo);
         wait_is_over(&db);
-        assert!(db.one::<bool>("SELECT ingest.wait('docs', timeout => '60 s')"), "{change}");
-        assert_eq!(db.progress_of("docs").counts(), (documents, documents, 0, 0), "{change}");
+        assert!(
+            db.one::<bool>("SELECT ingest.wait('docs', timeout => '60 s')"),
+            "{change}"
+        );
+        assert_eq!(
+            db.progress_of("docs").counts(),
+            (documents, documents, 0, 0),
+            "{change}"
+        );
         db.check_vectors("public.docs");
         println!("{} again", api.repeated_inputs());
     }

@@ -7,12 +7,17 @@ use harness::*;
 /// A primary with a pipeline of this API under a limit, at rest with three documents, one of them a failure.
 fn fill(db: &Database, api: &FakeApi) {
     db.run("SELECT ingest.set_limit('budget', rpm => 60000, tpm => 6000000, rpd => 100000, tpd => 100000000)");
-    db.create_remote_pipeline("docs", api, "limits => 'budget', concurrency => 3, batch_size => 4");
+    db.create_remote_pipeline(
+        "docs",
+        api,
+        "limits => 'budget', concurrency => 3, batch_size => 4",
+    );
     db.insert_prose("docs", "early", 2, 30);
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('docs', 'bad', '')");
     db.quiesce();
     wait_until("the day's total is written down", SOON, || {
-        db.one::<Option<i64>>("SELECT sum(requests)::bigint FROM ingest.limit_day") == Some(api.accepted() as i64)
+        db.one::<Option<i64>>("SELECT sum(requests)::bigint FROM ingest.limit_day")
+            == Some(api.accepted() as i64)
     });
 }
 
@@ -21,8 +26,13 @@ fn replayed(primary: &Database, standby: &Database) {
     // What was committed asynchronously is in no file of the log yet.
     primary.run("CHECKPOINT");
     let there: String = primary.one("SELECT pg_current_wal_flush_lsn()::text");
-    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= {}::pg_lsn", quoted(&there));
-    wait_until("the standby has replayed it", SOON, || standby.one(&replayed));
+    let replayed = format!(
+        "SELECT pg_last_wal_replay_lsn() >= {}::pg_lsn",
+        quoted(&there)
+    );
+    wait_until("the standby has replayed it", SOON, || {
+        standby.one(&replayed)
+    });
 }
 
 /// Processes of pg_ingest on a server.
@@ -58,7 +68,8 @@ fn on_a_standby_nothing_runs_and_everything_can_be_read() {
         assert_eq!(standby.rows_as_text(sql), db.rows_as_text(sql), "{sql}");
     }
     assert_eq!(standby.rows("SELECT * FROM ingest.workers").len(), 0);
-    let doctor = standby.rows_as_text(r#"SELECT "check", detail, hint FROM ingest.doctor() WHERE NOT ok"#);
+    let doctor =
+        standby.rows_as_text(r#"SELECT "check", detail, hint FROM ingest.doctor() WHERE NOT ok"#);
     assert!(
         doctor.len() == 1 && doctor[0].contains("standby") && doctor[0].contains("promoted"),
         "{doctor:?}"
@@ -118,7 +129,10 @@ fn what_a_standby_cannot_do_says_so() {
         assert_eq!(error.code, "55000", "{error:?}");
         assert!(error.text().contains("standby"), "{error:?}");
         let hint = error.hint.clone().unwrap_or_default();
-        assert!(hint.contains("primary") && hint.contains("<=>"), "{error:?}");
+        assert!(
+            hint.contains("primary") && hint.contains("<=>"),
+            "{error:?}"
+        );
     }
     // What the hint says.
     let vector: String = db.one("SELECT ingest.embed('Document early 2', 'docs')::text");
@@ -156,14 +170,20 @@ fn a_promoted_standby_goes_on_with_what_was_queued_and_with_the_day() {
     assert_eq!(progress.counts(), (63, 2, 60, 1));
     assert!(progress.in_flight >= 9, "{progress:?}");
     assert_eq!(progress.state, "blocked");
-    assert!(progress.last_error.is_some_and(|error| error.contains("standby")));
+    assert!(
+        progress
+            .last_error
+            .is_some_and(|error| error.contains("standby"))
+    );
     let (requests, tokens): (i64, i64) = {
         let row = &standby.rows("SELECT requests, tokens FROM ingest.limit_day")[0];
         (row.get(0), row.get(1))
     };
     db.disconnect();
     primary.stop_server("immediate");
-    wait_until("the old primary's requests are off", SOON, || api.in_flight() == 0);
+    wait_until("the old primary's requests are off", SOON, || {
+        api.in_flight() == 0
+    });
     let embedded = api.distinct_inputs();
     api.reset();
     api.release_answers();
@@ -173,19 +193,34 @@ fn a_promoted_standby_goes_on_with_what_was_queued_and_with_the_day() {
     // Nobody commits anything after the promotion: the worker has to find out by itself.
     remote::all_embedded_but(&standby, "docs", 63, 1);
     assert!(embedded >= 2 + 3, "{embedded} were sent before");
-    assert_eq!(api.distinct_inputs(), 60, "what was embedded is not sent again");
+    assert_eq!(
+        api.distinct_inputs(),
+        60,
+        "what was embedded is not sent again"
+    );
     assert_eq!(api.repeated_inputs(), 0);
     standby.quiesce();
     let row = &standby.rows("SELECT requests_today, tokens_today FROM ingest.limits")[0];
     let today: (i64, i64) = (row.get(0), row.get(1));
     assert_eq!(
         today,
-        (requests + api.accepted() as i64, tokens + api.tokens_accepted() as i64)
+        (
+            requests + api.accepted() as i64,
+            tokens + api.tokens_accepted() as i64
+        )
     );
     // It is a primary like any other.
     standby.insert_prose("docs", "after", 2, 30);
     remote::all_embedded_but(&standby, "docs", 65, 1);
-    assert_eq!(standby.rows("SELECT key FROM ingest.search('Document after 2', 3, 'docs')").len(), 3);
+    assert_eq!(
+        standby
+            .rows("SELECT key FROM ingest.search('Document after 2', 3, 'docs')")
+            .len(),
+        3
+    );
     assert!(standby.one::<bool>("SELECT bool_and(ok) FROM ingest.doctor()"));
-    assert!(standby.one::<i64>("SELECT min(id) FROM ingest.documents WHERE key LIKE 'after%'") > standby.one::<i64>("SELECT max(id) FROM ingest.documents WHERE key LIKE 'held%'"));
+    assert!(
+        standby.one::<i64>("SELECT min(id) FROM ingest.documents WHERE key LIKE 'after%'")
+            > standby.one::<i64>("SELECT max(id) FROM ingest.documents WHERE key LIKE 'held%'")
+    );
 }

@@ -177,10 +177,10 @@ impl Worker {
                 Turn::Wait(timeout) => {
                     // SAFETY: outside a transaction: autovacuum learns of the last writes before the worker sleeps.
                     unsafe { pg_sys::pgstat_report_stat(true) };
-                    report_activity(if self.claims.is_empty() {
-                        c"idle"
-                    } else {
+                    report_activity(if self.is_busy() {
                         c"embedding"
+                    } else {
+                        c"idle"
                     });
                     // Woken in the middle of the turn, after it had looked.
                     let woken = slot.wakes() != wakes;
@@ -250,7 +250,7 @@ impl Worker {
         if self.unreleased && self.claims.is_empty() {
             self.unreleased = release(self.shared, self.database, self.number)?;
         }
-        if self.number == 0 && self.claims.is_empty() && self.build_index()? {
+        if self.number == 0 && !self.is_busy() && self.build_index()? {
             return Ok(Turn::Again);
         }
         let due = [
@@ -363,12 +363,17 @@ impl Worker {
         Ok(true)
     }
 
+    /// Whether it holds documents other than those whose target takes nothing now.
+    fn is_busy(&self) -> bool {
+        self.claims.len() > self.settler.kept()
+    }
+
     fn show_state(&self) {
         let slot = &self.shared.workers[self.slot];
-        let state = if self.claims.is_empty() {
-            WorkerState::Idle
-        } else {
+        let state = if self.is_busy() {
             WorkerState::Running
+        } else {
+            WorkerState::Idle
         };
         slot.state.store(state as u8, Ordering::Relaxed);
         slot.documents

@@ -98,7 +98,10 @@ impl Cluster {
         );
         for (name, value) in primary.settings().iter() {
             // Directories are each server's own.
-            standby.remember(name, &value.replace(&*primary.home.to_string_lossy(), "{home}"));
+            standby.remember(
+                name,
+                &value.replace(&*primary.home.to_string_lossy(), "{home}"),
+            );
         }
         standby.configure(settings);
         standby.start_server();
@@ -329,9 +332,7 @@ impl Cluster {
     }
 
     fn settings(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        self.settings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write_settings(&self) {
