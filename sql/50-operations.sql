@@ -249,7 +249,8 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
-    FOR p IN SELECT * FROM ingest.progress g WHERE g.state IN ('blocked', 'paused') LOOP
+    -- That no worker runs is said above.
+    FOR p IN SELECT * FROM ingest.progress g WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem LOOP
         "check" := format('state of %s', p.pipeline); ok := p.state <> 'blocked';
         detail := p.state || coalesce(': ' || p.last_error, '');
         hint := format('SELECT ingest.resume(%L);', p.pipeline);

@@ -224,3 +224,26 @@ fn a_promoted_standby_goes_on_with_what_was_queued_and_with_the_day() {
             > standby.one::<i64>("SELECT max(id) FROM ingest.documents WHERE key LIKE 'held%'")
     );
 }
+
+#[test]
+fn what_only_reads_takes_no_transaction_id() {
+    let api = remote::api();
+    let db = Database::new();
+    fill(&db, &api);
+    for sql in [
+        "SELECT * FROM ingest.search('harbour', 3, 'docs')",
+        "SELECT ingest.embed('harbour', 'docs')",
+        "SELECT * FROM ingest.split('A text.', 'docs')",
+        "SELECT * FROM ingest.estimate()",
+        "SELECT * FROM ingest.progress",
+        "SELECT * FROM ingest.limits",
+        "SELECT * FROM ingest.doctor()",
+        "SELECT ingest.wait('docs')",
+    ] {
+        db.run("BEGIN READ ONLY");
+        db.rows(sql);
+        let taken = db.one::<bool>("SELECT pg_current_xact_id_if_assigned() IS NOT NULL");
+        assert!(!taken, "{sql}");
+        db.run("COMMIT");
+    }
+}

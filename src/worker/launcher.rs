@@ -5,7 +5,7 @@
 //! (after CREATE EXTENSION, or a commit that found nobody to wake).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{
@@ -26,8 +26,10 @@ const LONGEST_RESTART_WAIT: Duration = Duration::from_secs(30);
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// Databases looked at for the extension at the same time.
 const MAX_LOOKS: usize = 2;
-/// Whether the server had no room for a worker when one was started last.
-static REFUSED: AtomicBool = AtomicBool::new(false);
+/// Seconds after which the log tells again that the server has no room for a worker.
+const TELL_AGAIN: u32 = 600;
+/// When the log told it last, in seconds since 1970.
+static TOLD: AtomicU32 = AtomicU32::new(0);
 /// The connection limit of a database whose DROP was interrupted: DATCONNLIMIT_INVALID_DB.
 const HALF_DROPPED: i32 = -2;
 /// A worker that ran for so long was fine: the next wait is the first again.
@@ -228,13 +230,12 @@ fn start_worker(database: pg_sys::Oid, number: i32) -> Option<DynamicBackgroundW
         .enable_spi_access()
         .load_dynamic();
     match started {
-        Ok(handle) => {
-            REFUSED.store(false, Ordering::Relaxed);
-            Some(handle)
-        }
+        Ok(handle) => Some(handle),
         Err(_) => {
-            // Once, however often it is tried.
-            if !REFUSED.swap(true, Ordering::Relaxed) {
+            let now = shmem::unix_now();
+            // Rarely, however often it is tried.
+            if now.saturating_sub(TOLD.load(Ordering::Relaxed)) >= TELL_AGAIN {
+                TOLD.store(now, Ordering::Relaxed);
                 log!(
                     "pg_ingest: no background worker can be started now, and it is tried again; raise max_worker_processes"
                 );

@@ -133,17 +133,14 @@ impl Cluster {
             .tempdir_in("/tmp")
             .expect("a directory in /tmp")
             .keep();
-        let user = server_user();
-        if let Some(user) = user {
-            chown(&home, Some(user.uid), Some(user.gid)).expect("root gives directories away");
-        }
         let mut cluster = Self {
             home,
             programs,
-            user,
+            user: server_user(),
             settings: Mutex::default(),
             watchdog: Mutex::default(),
         };
+        cluster.own(&cluster.home);
         cluster.watch();
         cluster
     }
@@ -175,6 +172,13 @@ impl Cluster {
     pub fn installed_models() -> PathBuf {
         let pg_config = std::env::var("PG_CONFIG").unwrap_or_else(|_| "pg_config".into());
         PathBuf::from(ask(&pg_config, "--sharedir")).join("pg_ingest/models")
+    }
+
+    /// Gives a file or directory to the user that the server runs as.
+    pub fn own(&self, path: &Path) {
+        if let Some(user) = self.user {
+            chown(path, Some(user.uid), Some(user.gid)).expect("root gives directories away");
+        }
     }
 
     /// A directory that the server can read, with these files in it. Names may hold subdirectories.
