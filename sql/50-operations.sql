@@ -205,8 +205,9 @@ BEGIN
     RETURN NEXT;
 
     "check" := 'worker'; ok := problem IS NULL;
-    detail := coalesce(problem, (SELECT format('%s worker process(es) serve this database', count(*)) FROM ingest.worker_states() w
-                                 WHERE w.database = current_database()));
+    detail := coalesce(problem, (SELECT format('%s worker process(es) serve this database', count(*))
+                                        || coalesce('; last error: ' || string_agg(DISTINCT w.last_error, '; '), '')
+                                 FROM ingest.worker_states() w WHERE w.database = current_database()));
     hint := CASE WHEN problem IS NULL OR NOT preloaded THEN NULL
                  WHEN pg_is_in_recovery() THEN 'Documents are embedded on the primary, and what it writes can be read here.'
                  ELSE 'Look at pg_ingest.databases, max_worker_processes and the server log.' END;

@@ -172,6 +172,64 @@ fn a_database_that_takes_no_connections_is_left_alone_until_it_does() {
 }
 
 #[test]
+fn a_database_whose_drop_was_interrupted_is_left_alone() {
+    let cluster = Cluster::start(&[]);
+    let db = Database::new_in(&cluster);
+    let other = Database::new_in(&cluster);
+    other.run("SELECT ingest.create_pipeline()");
+    db.worker();
+    db.disconnect();
+    // What such a DROP leaves: nobody can connect to it any more.
+    other.run(&format!(
+        "UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{}'",
+        db.name()
+    ));
+    cluster.reload(&[("pg_ingest.workers", "2")]);
+    wait_until("its worker has left", SOON, || {
+        other.one::<i64>("SELECT count(DISTINCT database) FROM ingest.workers") == 1
+    });
+    cluster.restart(&[]);
+    other.reconnect();
+    other.run(&texts::insert_passages());
+    other.quiesce();
+    assert_eq!(
+        logged(&cluster, "invalid database"),
+        0,
+        "{}",
+        cluster.log_tail("invalid")
+    );
+}
+
+#[test]
+fn a_worker_that_cannot_work_says_so_once_and_goes_on_when_it_can() {
+    let api = remote::api();
+    let cluster = Cluster::start(&[]);
+    let db = Database::new_in(&cluster);
+    db.create_remote_pipeline("docs", &api, "");
+    // As when the disk is full on which the queue itself lies.
+    db.run(
+        "CREATE FUNCTION public.extend() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
+         END $$;
+         CREATE TRIGGER extend BEFORE UPDATE ON ingest.queue FOR EACH ROW EXECUTE FUNCTION public.extend()",
+    );
+    for round in 0..20 {
+        db.insert_prose("docs", &format!("r{round} "), 1, 20);
+    }
+    let words = "pg_ingest: could not extend file";
+    wait_until("the log says so", SOON, || logged(&cluster, words) > 0);
+    assert!(!db.one::<bool>("SELECT ingest.wait(timeout => '2.5 s')"));
+    assert_eq!(logged(&cluster, words), 1, "{}", cluster.log_tail(words));
+    let doctor: String = db.one(r#"SELECT detail FROM ingest.doctor() WHERE "check" = 'worker'"#);
+    assert!(doctor.contains("No space left"), "{doctor}");
+    assert_eq!(api.arrived(), 0);
+    db.run("DROP TRIGGER extend ON ingest.queue");
+    remote::all_embedded(&db, "docs", 20);
+    assert_eq!(api.repeated_inputs(), 0);
+}
+
+#[test]
 fn without_a_free_worker_process_the_server_says_so_once_and_goes_on_when_there_is_one() {
     let api = remote::api();
     // One is the launcher's, one is Postgres's own for logical replication.

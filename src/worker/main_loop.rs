@@ -24,8 +24,10 @@ use crate::worker::transaction::{SqlError, transaction};
 
 /// A busy worker folds the counters so often, that progress stays cheap while rows are inserted one by one.
 const FOLD_INTERVAL: Duration = Duration::from_secs(1);
-/// Wait after an unexpected error before going on, so that a broken state fills no log.
+/// Wait after an unexpected error before going on.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
+/// Time after which the log tells the same error again, so that a broken state fills no log.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Frees the slot whichever way the process ends.
 #[pg_guard]
@@ -157,6 +159,7 @@ impl Worker {
 
     fn run(&mut self) {
         let slot = &self.shared.workers[self.slot];
+        let mut told: Option<(String, Instant)> = None;
         loop {
             let wakes = slot.wakes();
             if reload_settings() && self.number == 0 {
@@ -167,7 +170,13 @@ impl Worker {
                 if error.is_transient() {
                     return Turn::Wait(Some(AFTER_ERROR / 10));
                 }
-                log!("pg_ingest: {error}");
+                let known = told
+                    .take()
+                    .filter(|(message, at)| *message == error.message && at.elapsed() < TELL_AGAIN);
+                told = known.or_else(|| {
+                    log!("pg_ingest: {error}");
+                    Some((error.message.clone(), Instant::now()))
+                });
                 shmem::set_last_error(self.slot, &error.message);
                 Turn::Wait(Some(AFTER_ERROR))
             });
