@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the extension, its SQL and the model into the Postgres it was built for (or that of PG_CONFIG), below DESTDIR
-# if given. With --remove, takes them away again. MODEL=no leaves the model out.
+# if given. With --remove, takes them away again. With --injection, installs what the crash tests need beside it.
+# MODEL=no leaves the model out.
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
@@ -58,20 +59,38 @@ place() { # FILE DESTINATION [MODE]
 }
 
 # The hand-written SQL in loading order, as one script.
-join_sql() { # FILE
-  local part
+join_sql() { # FILE [DIRECTORY...]
+  local part file=$1
   local LC_ALL=C
-  : >"$1"
-  for part in "$root_dir"/sql/*.sql; do
+  shift
+  : >"$file"
+  for part in "$root_dir"/sql/*.sql "$@"; do
     [[ -e $part ]] || die "no SQL in sql/: this is not a whole checkout"
-    cat "$part" >>"$1"
-    echo >>"$1"
+    cat "$part" >>"$file"
+    echo >>"$file"
   done
+}
+
+control_version() { sed -nE "s/^default_version = '(.*)'/\1/p" "$root_dir/pg_ingest.control"; }
+
+# A version of its own, with a library of its own: nobody gets it who does not ask for it by name.
+install_injection() {
+  local version sql control
+  version=$(control_version)-injection
+  sql=$(mktemp)
+  control=$(mktemp)
+  join_sql "$sql" "$root_dir"/sql/injection/*.sql
+  echo "module_pathname = '\$libdir/pg_ingest_injection'" >"$control"
+  say "installing the library of the crash tests into Postgres $(pg_major "$PG_CONFIG") ($PG_CONFIG)"
+  place "$target_dir/release/libpg_ingest_injection.so" "$libdir/pg_ingest_injection.so" 755
+  place "$control" "$extdir/pg_ingest--$version.control"
+  place "$sql" "$extdir/pg_ingest--$version.sql"
+  rm -f "$sql" "$control"
 }
 
 install_all() {
   local version sql step file
-  version=$(sed -nE "s/^default_version = '(.*)'/\1/p" "$root_dir/pg_ingest.control")
+  version=$(control_version)
   sql=$(mktemp)
   join_sql "$sql"
   say "installing into Postgres $(pg_major "$PG_CONFIG") ($PG_CONFIG)"
@@ -92,7 +111,8 @@ install_all() {
 # Models of other origin in the same place stay.
 remove_all() {
   say "removing pg_ingest from Postgres $(pg_major "$PG_CONFIG") ($PG_CONFIG)"
-  "${run[@]}" rm -f "$libdir/pg_ingest.so" "$extdir/pg_ingest.control" "$extdir"/pg_ingest--*.sql
+  "${run[@]}" rm -f "$libdir/pg_ingest.so" "$libdir/pg_ingest_injection.so" "$extdir/pg_ingest.control" \
+    "$extdir"/pg_ingest--*.sql "$extdir"/pg_ingest--*.control
   "${run[@]}" rm -rf "$modeldir/all-MiniLM-L6-v2"
   "${run[@]}" rmdir --ignore-fail-on-non-empty -p "$modeldir" 2>/dev/null || true
 }
@@ -107,6 +127,11 @@ case ${1:-} in
     build_if_needed
     find_rights
     install_all
+    ;;
+  --injection)
+    "$scripts/build.sh" --injection
+    find_rights
+    install_injection
     ;;
   --remove)
     find_rights

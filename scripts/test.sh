@@ -28,7 +28,7 @@ formatting() {
 rust_tests() {
   "$scripts/model.sh"
   step "clippy"
-  cargo clippy --release --workspace --all-targets "${features[@]}" -- -D warnings
+  cargo clippy --release --workspace --all-targets "${features[@]}" --features tests/injection -- -D warnings
   step "tests without a server"
   PG_INGEST_MODEL_DIR=$target_dir/models \
     cargo test --release -p pg_ingest -p chunker -p embedder -p engine -p files -p limiter -p fake_api "${features[@]}"
@@ -45,9 +45,9 @@ with_server() {
   PG_INGEST_MODEL_DIR=$("$PG_CONFIG" --sharedir)/pg_ingest/models "$@"
 }
 
-server_tests() {
+server_tests() { # [--features FEATURES]
   step "tests against a server"
-  with_server cargo test --release --no-fail-fast -p pg_ingest -p tests "${features[@]}"
+  with_server cargo test --release --no-fail-fast -p pg_ingest -p tests "${features[@]}" "$@"
 }
 
 benchmarks() {
@@ -68,9 +68,10 @@ all_tests() {
   # Before the build: it takes a second, and the build minutes.
   formatting
   step "build and install"
+  timed "$scripts/install.sh" --injection
   timed "$scripts/install.sh"
   timed rust_tests
-  timed server_tests
+  timed server_tests --features tests/injection
 }
 
 case ${1:-} in

@@ -59,6 +59,7 @@ CREATE TABLE ingest.queue (
     pipeline_id int         NOT NULL,
     bytes       int         NOT NULL,
     attempts    int         NOT NULL DEFAULT 0,
+    crashes     int         NOT NULL DEFAULT 0,
     claimed_by  int,
     claim_token bigint,
     retry_at    timestamptz
@@ -69,6 +70,7 @@ CREATE INDEX queue_ready   ON ingest.queue (pipeline_id, document_id) WHERE clai
 CREATE INDEX queue_claimed ON ingest.queue (claimed_by) WHERE claimed_by IS NOT NULL;
 CREATE INDEX queue_delayed ON ingest.queue (retry_at) WHERE retry_at IS NOT NULL;
 COMMENT ON TABLE ingest.queue IS 'Documents on their way: one row for each that is not yet embedded and has not failed for good';
+COMMENT ON COLUMN ingest.queue.crashes IS 'how often a worker process died while it worked on the document';
 -- Rows live for seconds: vacuum by count, not by share of the table.
 ALTER TABLE ingest.queue SET (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 50000,
                               autovacuum_vacuum_insert_scale_factor = 0.0, autovacuum_vacuum_insert_threshold = 1000000);
@@ -105,12 +107,15 @@ CREATE TABLE ingest.limit_definition (
 COMMENT ON TABLE ingest.limit_definition IS 'Limits behind the view ingest.limits; change them with ingest.set_limit()';
 
 CREATE TABLE ingest.limit_day (
-    name     text   PRIMARY KEY,
+    name     text   NOT NULL,
+    worker   int    NOT NULL DEFAULT 0,
     day      date   NOT NULL,
     requests bigint NOT NULL,
-    tokens   bigint NOT NULL
+    tokens   bigint NOT NULL,
+    PRIMARY KEY (name, worker)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE ingest.limit_day IS 'What this database sent under each limit on its last day of use (UTC), written about once a second';
+COMMENT ON TABLE ingest.limit_day IS 'What each worker of this database sent under each limit on its last day of use (UTC), written about once a second; after a crash, what the last second lacks comes from the worker''s journal';
+COMMENT ON COLUMN ingest.limit_day.worker IS 'number of the worker process, from 0';
 
 -- What progress adds up. Every transaction that changes documents, queue or failures adds one row of differences, so
 -- nobody waits for a counter and every snapshot is exact; the worker folds the rows into counter.

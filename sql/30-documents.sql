@@ -163,7 +163,7 @@ BEGIN
         INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes)
         SELECT c.id, c.pipeline_id, c.bytes FROM changed c LEFT JOIN before b ON b.document_id = c.id
         ON CONFLICT (document_id) DO UPDATE
-            SET bytes = EXCLUDED.bytes, attempts = 0, claimed_by = NULL, claim_token = NULL, retry_at = NULL
+            SET bytes = EXCLUDED.bytes, attempts = 0, crashes = 0, claimed_by = NULL, claim_token = NULL, retry_at = NULL
         RETURNING q.document_id, q.pipeline_id, q.bytes, (q.xmax = 0) AS is_new
     )
     INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed)

@@ -27,7 +27,8 @@ SELECT l.name, l.rpm, l.tpm, l.rpd, l.tpd, l.utilization,
        coalesce(b.rate_limited, 0) AS rate_limited, date_trunc('second', clock_timestamp() + b.cooling_down) AS cooling_down_until
 FROM ingest.limit_definition l
 LEFT JOIN ingest.budget_states() b USING (name)
-LEFT JOIN ingest.limit_day d ON d.name = l.name AND d.day = (clock_timestamp() AT TIME ZONE 'UTC')::date
+LEFT JOIN LATERAL (SELECT sum(w.requests)::bigint AS requests, sum(w.tokens)::bigint AS tokens FROM ingest.limit_day w
+                   WHERE w.name = l.name AND w.day = (clock_timestamp() AT TIME ZONE 'UTC')::date) d ON true
 ORDER BY l.name;
 COMMENT ON VIEW ingest.limits IS 'Budgets and what is used of them, live from shared memory, by all databases that name them';
 COMMENT ON COLUMN ingest.limits.utilization IS 'the share of each figure that is used at most';

@@ -5,12 +5,14 @@
 //! worker that a commit added work, and keeps out of the way of DROP DATABASE; [`api`] holds the SQL functions, a file
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
-//! [`reading`] keeps what only reads from writing, and [`errors`] is the one place where a failure becomes a Postgres error.
+//! [`reading`] keeps what only reads from writing, [`journal`] is what a worker notes for the one after it, and [`errors`]
+//! is the one place where a failure becomes a Postgres error.
 
 mod access;
 mod api;
 mod budgets;
 mod errors;
+mod journal;
 mod owner;
 mod reading;
 mod settings;
@@ -21,6 +23,13 @@ mod worker;
 use pgrx::prelude::*;
 
 pgrx::pg_module_magic!();
+
+/// The name of this library.
+const LIBRARY: &str = if cfg!(feature = "injection") {
+    "pg_ingest_injection"
+} else {
+    "pg_ingest"
+};
 
 #[allow(missing_docs)]
 #[pg_guard]
@@ -40,6 +49,8 @@ pub extern "C-unwind" fn _PG_init() {
     if preloading {
         shmem::request();
         budgets::request();
+        #[cfg(feature = "injection")]
+        api::injection::request();
         worker::register_launcher();
     }
 }

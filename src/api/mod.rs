@@ -4,6 +4,8 @@ mod definition;
 pub mod documents;
 mod estimate;
 mod files;
+#[cfg(feature = "injection")]
+pub mod injection;
 mod limits;
 mod models;
 mod pipelines;

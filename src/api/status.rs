@@ -152,7 +152,11 @@ pub fn require_worker() {
 
 #[pg_extern(sql = false)]
 fn library_version() -> &'static str {
-    env!("CARGO_PKG_VERSION")
+    if cfg!(feature = "injection") {
+        concat!(env!("CARGO_PKG_VERSION"), "-injection")
+    } else {
+        env!("CARGO_PKG_VERSION")
+    }
 }
 
 #[pg_extern(sql = false)]

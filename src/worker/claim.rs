@@ -6,16 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use embedder::{EmbedError, ErrorClass};
-use engine::{Document, Engine, Outcome, Room};
+use engine::{Document, Engine, Outcome, Room, Working};
+use injection::Point;
 use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
+use crate::journal::{Journal, Note};
 use crate::settings;
 use crate::worker::pipelines::{Active, Pipelines};
+use crate::worker::process::reach;
 use crate::worker::transaction::{SqlError, run, transaction};
 
 /// Documents taken or written by one transaction at most.
 pub const MAX_BATCH: usize = 512;
+/// Attempts, or deaths of a process, after which a document is worked on alone.
+const ALONE_AFTER: i32 = 2;
 
 /// A document that this worker holds.
 pub struct Claim {
@@ -33,11 +38,16 @@ pub struct Claim {
     pub bytes: i32,
     /// Attempts before this one.
     pub attempts: i32,
+    /// Whether it is worked on alone: it may be what a process died of, more than once.
+    pub alone: bool,
+    /// Where it is noted.
+    pub note: Note,
 }
 
 /// The documents that this worker holds.
 pub struct Claims {
     worker: i32,
+    journal: Journal,
     held: HashMap<u64, Claim>,
     /// Documents and tokens of claims that were given up and still stand in the queue.
     freeing: Vec<(i64, i64)>,
@@ -56,6 +66,7 @@ struct Candidate {
     id: i64,
     bytes: i32,
     attempts: i32,
+    crashes: i32,
 }
 
 struct Taken {
@@ -67,9 +78,10 @@ struct Taken {
 
 impl Claims {
     /// None yet, for worker `worker` of this database.
-    pub fn new(worker: i32) -> Self {
+    pub fn new(worker: i32, journal: Journal) -> Self {
         Self {
             worker,
+            journal,
             held: HashMap::new(),
             freeing: Vec::new(),
             next_ticket: 0,
@@ -98,15 +110,28 @@ impl Claims {
 
     /// Forgets a claim, settled or lost.
     pub fn remove(&mut self, ticket: u64) -> Option<Claim> {
-        self.held.remove(&ticket)
+        let claim = self.held.remove(&ticket)?;
+        self.journal.release(claim.note);
+        Some(claim)
+    }
+
+    /// The worker's journal.
+    pub fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
+    /// Notes that the main thread works on these documents, until the guards are dropped.
+    pub fn work(&self, tickets: impl Iterator<Item = u64>) -> Vec<Working> {
+        let claims = tickets.filter_map(|ticket| self.held.get(&ticket));
+        claims
+            .map(|claim| self.journal.mark(claim.note).work())
+            .collect()
     }
 
     /// Has the engine take back what should not be sent any more: documents whose claims are void, because they were changed
-    /// or deleted, and those of paused pipelines, which wait in the queue again.
+    /// or deleted, and those of paused pipelines, which wait in the queue again. Claims in the queue that this worker does
+    /// not know of, after an error, are given up.
     pub fn review(&mut self, pipelines: &Pipelines, engine: &Engine) -> Result<(), SqlError> {
-        if self.held.is_empty() && self.freeing.is_empty() {
-            return Ok(());
-        }
         let worker = self.worker;
         let standing = transaction(|| {
             Spi::connect_mut(|client| {
@@ -133,12 +158,18 @@ impl Claims {
             .collect();
         let withdrawn = engine.withdraw(&void, &pipelines.paused());
         for ticket in withdrawn {
-            if let Some(claim) = self.held.remove(&ticket)
+            if let Some(claim) = self.remove(ticket)
                 && !void.contains(&ticket)
             {
                 self.freeing.push((claim.document, claim.token));
             }
         }
+        let known: HashSet<(i64, i64)> = self
+            .held
+            .values()
+            .map(|claim| (claim.document, claim.token))
+            .collect();
+        self.freeing.extend(standing.difference(&known));
         if self.freeing.is_empty() {
             return Ok(());
         }
@@ -213,6 +244,7 @@ impl Claims {
         let most = MAX_BATCH.min(room.documents);
         let worker = self.worker;
         let claimed = transaction(|| claim(pipeline, worker, token, most, room.bytes))?;
+        reach(Point::AfterClaim)?;
         let Some((candidates, taken)) = claimed else {
             self.held_back = true;
             return Ok(false);
@@ -225,6 +257,8 @@ impl Claims {
             };
             let ticket = self.next_ticket;
             self.next_ticket += 1;
+            let alone = candidate.attempts >= ALONE_AFTER || candidate.crashes >= ALONE_AFTER;
+            let note = self.journal.hold(document.id);
             self.held.insert(
                 ticket,
                 Claim {
@@ -235,6 +269,8 @@ impl Claims {
                     metadata: document.metadata,
                     bytes: candidate.bytes,
                     attempts: candidate.attempts,
+                    alone,
+                    note,
                 },
             );
             match document.content {
@@ -258,7 +294,8 @@ impl Claims {
                     ticket,
                     pipeline: Arc::clone(spec),
                     content,
-                    attempts: candidate.attempts.max(0) as u32,
+                    alone,
+                    mark: self.journal.mark(note),
                 }),
             }
         }
@@ -346,7 +383,7 @@ fn claim(
         // A document may have come with the pause that should hold it, after the definitions were read.
         let waiting = run(
             client,
-            "SELECT document_id, bytes, attempts FROM ingest.queue
+            "SELECT document_id, bytes, attempts, crashes FROM ingest.queue
              WHERE pipeline_id = $1 AND claimed_by IS NULL AND retry_at IS NULL
                AND NOT (SELECT p.paused FROM ingest.pipeline p WHERE p.pipeline_id = $1)
              ORDER BY document_id LIMIT $2 FOR UPDATE SKIP LOCKED",
@@ -360,6 +397,7 @@ fn claim(
                 id: row["document_id"].value()?.unwrap_or_default(),
                 bytes: row["bytes"].value()?.unwrap_or_default(),
                 attempts: row["attempts"].value()?.unwrap_or_default(),
+                crashes: row["crashes"].value()?.unwrap_or_default(),
             };
             // A document that will be refused for its size is not read.
             let size = candidate.bytes as usize;

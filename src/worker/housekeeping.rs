@@ -1,7 +1,6 @@
 //! What a worker does beside documents: the counters of progress, the day's totals of limits, deferred indexes.
 
-use std::collections::BTreeMap;
-
+use limiter::Tallied;
 use pgrx::prelude::*;
 
 use crate::api::targets::create_index;
@@ -14,30 +13,35 @@ const FOLD_LOCK: i64 = 0x7067_5f69_6e67_0001;
 /// Rows folded by one statement, so that a backlog of them cannot make a long transaction.
 const FOLD_ROWS: i64 = 10_000;
 
-/// Adds what was sent, requests and tokens by limit, to the day's totals (UTC) of the limits, and forgets past days.
-pub fn write_down(spent: &BTreeMap<String, (i64, i64)>) -> Result<(), SqlError> {
-    if spent.is_empty() {
+/// Writes what a worker sent on its last day, by limit (whatever number it has in the worker's journal).
+pub fn write_down(worker: i32, tallies: &[(usize, String, Tallied)]) -> Result<(), SqlError> {
+    if tallies.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = spent.keys().cloned().collect();
-    let requests: Vec<i64> = spent.values().map(|sum| sum.0).collect();
-    let tokens: Vec<i64> = spent.values().map(|sum| sum.1).collect();
+    let names: Vec<&str> = tallies.iter().map(|(_, name, _)| name.as_str()).collect();
+    let figures = |figure: fn(&Tallied) -> u64| -> Vec<i64> {
+        let figures = tallies.iter().map(|(_, _, tallied)| figure(tallied));
+        figures
+            .map(|n| i64::try_from(n).unwrap_or(i64::MAX))
+            .collect()
+    };
     transaction(|| {
         Spi::connect_mut(|client| {
             run(client, "SET LOCAL synchronous_commit = off", &[])?;
             run(
                 client,
-                "INSERT INTO ingest.limit_day AS d (name, day, requests, tokens)
-                 SELECT u.name, (clock_timestamp() AT TIME ZONE 'UTC')::date, u.requests, u.tokens
-                 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u(name, requests, tokens)
-                 ON CONFLICT (name) DO UPDATE
-                     SET requests = EXCLUDED.requests + CASE WHEN d.day = EXCLUDED.day THEN d.requests ELSE 0 END,
-                         tokens = EXCLUDED.tokens + CASE WHEN d.day = EXCLUDED.day THEN d.tokens ELSE 0 END,
-                         day = EXCLUDED.day",
+                "INSERT INTO ingest.limit_day AS d (name, worker, day, requests, tokens)
+                 SELECT u.name, $1, date '1970-01-01' + u.day::int, u.requests, u.tokens
+                 FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS u(name, day, requests, tokens)
+                 ON CONFLICT (name, worker) DO UPDATE
+                     SET day = EXCLUDED.day, requests = EXCLUDED.requests, tokens = EXCLUDED.tokens
+                     WHERE d.day <= EXCLUDED.day",
                 &[
+                    worker.into(),
                     names.into(),
-                    requests.into(),
-                    tokens.into(),
+                    figures(|tallied| tallied.day.into()).into(),
+                    figures(|tallied| tallied.requests).into(),
+                    figures(|tallied| tallied.tokens).into(),
                 ],
             )
             .map(drop)

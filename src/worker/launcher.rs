@@ -14,6 +14,7 @@ use pgrx::bgworkers::{
 use pgrx::prelude::*;
 
 use crate::budgets;
+use crate::journal;
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
 use crate::worker::transaction::transaction;
@@ -39,7 +40,7 @@ const HEALTHY: Duration = Duration::from_secs(60);
 pub fn register_launcher() {
     BackgroundWorkerBuilder::new("pg_ingest launcher")
         .set_type("pg_ingest launcher")
-        .set_library("pg_ingest")
+        .set_library(crate::LIBRARY)
         .set_function("pg_ingest_launcher_main")
         .set_start_time(BgWorkerStartTime::RecoveryFinished)
         .set_restart_time(Some(Duration::from_secs(1)))
@@ -112,6 +113,7 @@ fn supervise(shared: &Shared, databases: &mut HashMap<pg_sys::Oid, Database>) ->
     };
     let present: Vec<pg_sys::Oid> = names.iter().map(|(oid, _)| *oid).collect();
     budgets::keep_databases(&present);
+    journal::keep_databases(&present);
     let wanted = settings::workers() as i32;
     let mut next: Option<Instant> = None;
     // Databases of which it is not known whether they have the extension are looked at a few at a time, so that a server
@@ -219,7 +221,7 @@ fn start_worker(database: pg_sys::Oid, number: i32) -> Option<DynamicBackgroundW
     let argument = worker_argument(database, number);
     let started = BackgroundWorkerBuilder::new("pg_ingest worker")
         .set_type("pg_ingest worker")
-        .set_library("pg_ingest")
+        .set_library(crate::LIBRARY)
         .set_function("pg_ingest_worker_main")
         .set_start_time(BgWorkerStartTime::RecoveryFinished)
         // The launcher restarts it, not the postmaster: one place decides.

@@ -1,14 +1,15 @@
 //! The worker process: its life from connecting to leaving, and the loop in between.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use engine::{Engine, Event, Outcome};
+use injection::Point;
 use pgrx::prelude::*;
 
 use crate::budgets;
+use crate::journal::{self, Journal};
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
 use crate::worker::claim::{self, Claims};
@@ -16,9 +17,10 @@ use crate::worker::housekeeping;
 use crate::worker::launcher::worker_identity;
 use crate::worker::pipelines::{self, Pipelines};
 use crate::worker::process::{
-    EventFd, check_interrupts, install_signal_handlers, reload_settings, wait,
+    EventFd, check_interrupts, install_signal_handlers, reach, reload_settings, wait,
 };
 use crate::worker::query_server;
+use crate::worker::recovery;
 use crate::worker::settle::Settler;
 use crate::worker::transaction::{SqlError, transaction};
 
@@ -31,7 +33,11 @@ const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Frees the slot whichever way the process ends.
 #[pg_guard]
-unsafe extern "C-unwind" fn release_slot(_code: i32, slot: pg_sys::Datum) {
+unsafe extern "C-unwind" fn release_slot(code: i32, slot: pg_sys::Datum) {
+    // With any other code, the server takes the end of the process for a crash.
+    if code == 0 || code == 1 {
+        journal::end();
+    }
     if let Some(shared) = shmem::get() {
         let _ = std::fs::remove_file(query_server::socket_path(slot.value()));
         engine::stop_sending();
@@ -52,6 +58,8 @@ pub extern "C-unwind" fn pg_ingest_worker_main(argument: pg_sys::Datum) {
         return;
     };
     budgets::open_worker(slot);
+    #[cfg(feature = "injection")]
+    crate::api::injection::attach();
     // SAFETY: registered once, with a plain number.
     unsafe { pg_sys::before_shmem_exit(Some(release_slot), pg_sys::Datum::from(slot)) };
     if shared.must_stay_away(database) {
@@ -98,8 +106,6 @@ struct Worker {
     claims: Claims,
     settler: Settler,
     pipelines: Pipelines,
-    /// What was sent under each limit and is not written down: requests and tokens.
-    unwritten: BTreeMap<String, (i64, i64)>,
     /// When the counters were last folded.
     folded: Instant,
     /// Whether claims of processes that have ended are still to be freed: somebody had them locked.
@@ -134,6 +140,9 @@ impl Worker {
         })
         .map_err(|e| e.to_string())?;
         query_server::start(slot, engine.queries()).map_err(|e| e.to_string())?;
+        let mut journal = Journal::open(database, number);
+        recovery::recover(database, &journal).map_err(|e| e.to_string())?;
+        journal.begin();
         // What an earlier process of this number held is free again; no other process can have this number now.
         let unreleased = release(shared, database, number).map_err(|e| e.to_string())?;
         shared.workers[slot]
@@ -148,9 +157,8 @@ impl Worker {
             number,
             bell,
             engine,
-            claims: Claims::new(number),
+            claims: Claims::new(number, journal),
             settler: Settler::new(shared, database),
-            unwritten: BTreeMap::new(),
             folded: Instant::now(),
             pipelines: Pipelines::new(database, slot),
             unreleased,
@@ -178,6 +186,8 @@ impl Worker {
                     Some((error.message.clone(), Instant::now()))
                 });
                 shmem::set_last_error(self.slot, &error.message);
+                // A claim may be committed that is not known here.
+                slot.review.store(true, Ordering::SeqCst);
                 Turn::Wait(Some(AFTER_ERROR))
             });
             self.show_state();
@@ -214,12 +224,15 @@ impl Worker {
         if self.shared.workers[self.slot].leave.load(Ordering::SeqCst) {
             return Ok(Turn::Leave);
         }
-        let Some(loaded) = transaction(|| extension_exists().then(pipelines::load))? else {
+        let number = self.number;
+        let loaded = transaction(|| extension_exists().then(|| pipelines::load(number)))?;
+        let Some(loaded) = loaded else {
             budgets::forget_database(self.database);
+            journal::forget_database(self.database);
             self.shared.report_absent(self.database);
             return Ok(Turn::Leave);
         };
-        if self.pipelines.update(loaded) {
+        if self.pipelines.update(loaded, self.claims.journal()) {
             self.engine.configure(self.pipelines.definitions());
         }
         self.attend();
@@ -326,15 +339,10 @@ impl Worker {
 
     /// Writes down what was sent under each limit today.
     fn write_down(&mut self) -> Result<(), SqlError> {
-        for (id, requests, tokens) in self.engine.take_spent() {
-            if let Some(limit) = self.pipelines.get(id).and_then(|p| p.limits.clone()) {
-                let sum = self.unwritten.entry(limit).or_default();
-                sum.0 += requests;
-                sum.1 += tokens;
-            }
-        }
-        housekeeping::write_down(&self.unwritten)?;
-        self.unwritten.clear();
+        let journal = self.claims.journal();
+        let unwritten = journal.unwritten();
+        housekeeping::write_down(self.number, &unwritten)?;
+        journal.wrote(&unwritten);
         Ok(())
     }
 
@@ -433,6 +441,7 @@ fn release(shared: &Shared, database: pg_sys::Oid, number: i32) -> Result<bool, 
         .map(|(_, slot)| slot.number.load(Ordering::Relaxed))
         .filter(|other| *other != number)
         .collect();
+    reach(Point::BeforeRelease)?;
     transaction(|| claim::release_all(others))
 }
 

@@ -3,7 +3,7 @@
 //! A worker's main thread ([`main_loop`]) is the only one that calls Postgres. It knows the definitions ([`pipelines`]),
 //! takes documents ([`claim`]), hands them to the engine, settles what comes back ([`settle`], [`write`]), does the
 //! [`housekeeping`], and sleeps in one wait on its latch and an eventfd that the engine's threads ring ([`process`]).
-//! [`query_server`] answers `embed()`. [`transaction`] is how it runs SQL.
+//! [`query_server`] answers `embed()`, and [`recovery`] takes up what a process that died has left. [`transaction`] is how it runs SQL.
 
 mod claim;
 mod housekeeping;
@@ -12,6 +12,7 @@ mod main_loop;
 mod pipelines;
 mod process;
 pub mod query_server;
+mod recovery;
 mod settle;
 mod transaction;
 mod write;

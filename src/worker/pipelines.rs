@@ -1,6 +1,6 @@
 //! The pipelines as the worker sees them: their definitions, their keys, their limits.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use chunker::{SplitOptions, Splitter};
 use embedder::key::{InvalidKeyReference, KeyReference};
 use embedder::{EmbedError, ErrorClass, ModelName, Provider, RemoteModel};
-use limiter::Budget;
+use limiter::{Budget, Tallied, Tally};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_qualified_identifier};
 
 use crate::api::targets::vector_type;
 use crate::budgets::{self, LimitDefinition};
 use crate::errors::OrRaise;
+use crate::journal::Journal;
 use crate::worker::transaction::{run, transaction};
 use crate::{access, settings};
 
@@ -35,8 +36,6 @@ pub struct Active {
     pub vector_type: String,
     /// Numbers in a vector.
     pub dimensions: usize,
-    /// The limit that it names.
-    pub limits: Option<String>,
     /// How often a document is tried.
     pub max_attempts: i32,
     /// Whether staging rows are deleted when they are embedded.
@@ -86,6 +85,8 @@ pub struct Loaded {
 pub struct Definitions {
     pipelines: Vec<Loaded>,
     limits: Vec<LimitDefinition>,
+    /// What this worker has written of each limit.
+    written: Vec<(String, Tallied)>,
 }
 
 struct Known {
@@ -112,6 +113,8 @@ pub struct Pipelines {
     worker: usize,
     known: Vec<Known>,
     limits: Option<Vec<LimitDefinition>>,
+    /// Where this process counts what it sends, by limit.
+    tallies: HashMap<String, &'static Tally>,
     /// Whether pipelines of former times have been looked for.
     looked: bool,
     /// Those that were dropped.
@@ -124,6 +127,7 @@ impl Pipelines {
     pub fn new(database: pg_sys::Oid, worker: usize) -> Self {
         Self {
             database,
+            tallies: HashMap::new(),
             worker,
             known: Vec::new(),
             limits: None,
@@ -135,7 +139,14 @@ impl Pipelines {
 
     /// Takes what [`load`] read; whether the engine must be told. What the engine needs of a pipeline stays the same object
     /// as long as nothing changes.
-    pub fn update(&mut self, loaded: Definitions) -> bool {
+    pub fn update(&mut self, loaded: Definitions, journal: &Journal) -> bool {
+        for (name, written) in &loaded.written {
+            if !self.tallies.contains_key(name)
+                && let Some(tally) = journal.tally(name, *written)
+            {
+                self.tallies.insert(name.clone(), tally);
+            }
+        }
         // Figures first: a pipeline finds its limit in them. What the day has used so far counts only the first time.
         let same = self.limits.as_ref().is_some_and(|known| {
             let figures = |l: &LimitDefinition| (l.name.clone(), l.budget);
@@ -327,6 +338,10 @@ impl Pipelines {
                 in_flight: budgets::in_flight_of_pipeline(key),
                 key,
                 worker: self.worker,
+                tally: written
+                    .limits
+                    .as_ref()
+                    .and_then(|name| self.tallies.get(name).copied()),
             },
         })
     }
@@ -387,7 +402,7 @@ impl Pipelines {
 }
 
 /// Reads the definitions. Inside a transaction.
-pub fn load() -> Definitions {
+pub fn load(worker: i32) -> Definitions {
     let settings = (
         settings::allowed_hosts(),
         settings::request_timeout(),
@@ -454,7 +469,6 @@ pub fn load() -> Definitions {
                 target,
                 vector_type: format!("{}.{kind}", text("vectors")?.unwrap_or_default()),
                 dimensions: dimensions as usize,
-                limits: written.limits.clone(),
                 max_attempts: number("max_attempts")?,
                 deletes_documents: flag("deletes")?,
                 paused: flag("paused")?,
@@ -462,28 +476,41 @@ pub fn load() -> Definitions {
             };
             pipelines.push(Loaded { active, written });
         }
-        let limits = load_limits(client)?;
-        Ok::<_, pgrx::spi::Error>(Definitions { pipelines, limits })
+        let (limits, written) = load_limits(client, worker)?;
+        Ok::<_, pgrx::spi::Error>(Definitions { pipelines, limits, written })
     })
     .or_raise()
 }
 
-fn load_limits(client: &mut SpiClient) -> Result<Vec<LimitDefinition>, pgrx::spi::Error> {
+type LoadedLimits = (Vec<LimitDefinition>, Vec<(String, Tallied)>);
+
+fn load_limits(client: &mut SpiClient, worker: i32) -> Result<LoadedLimits, pgrx::spi::Error> {
     let rows = run(
         client,
-        "SELECT l.name, l.rpm, l.tpm, l.rpd, l.tpd, l.utilization, d.requests, d.tokens
+        "SELECT l.name, l.rpm, l.tpm, l.rpd, l.tpd, l.utilization, sum(d.requests)::bigint AS requests,
+                sum(d.tokens)::bigint AS tokens, sum(d.requests) FILTER (WHERE d.worker = $1)::bigint AS own_requests,
+                sum(d.tokens) FILTER (WHERE d.worker = $1)::bigint AS own_tokens,
+                (clock_timestamp() AT TIME ZONE 'UTC')::date - date '1970-01-01' AS today
          FROM ingest.limit_definition l
          LEFT JOIN ingest.limit_day d ON d.name = l.name AND d.day = (clock_timestamp() AT TIME ZONE 'UTC')::date
-         ORDER BY l.name",
-        &[],
+         GROUP BY l.name ORDER BY l.name",
+        &[worker.into()],
     )?;
     let mut limits = Vec::new();
+    let mut written = Vec::new();
     for row in rows {
         let number = |name: &str| {
             Ok::<_, pgrx::spi::Error>(row[name].value::<i64>()?.map(|n| n.max(0) as u64))
         };
+        let name: String = row["name"].value()?.unwrap_or_default();
+        let tallied = Tallied {
+            day: row["today"].value::<i32>()?.unwrap_or(0).max(0) as u32,
+            requests: number("own_requests")?.unwrap_or(0),
+            tokens: number("own_tokens")?.unwrap_or(0),
+        };
+        written.push((name.clone(), tallied));
         limits.push(LimitDefinition {
-            name: row["name"].value()?.unwrap_or_default(),
+            name,
             budget: Budget {
                 requests_per_minute: number("rpm")?,
                 tokens_per_minute: number("tpm")?,
@@ -497,5 +524,5 @@ fn load_limits(client: &mut SpiClient) -> Result<Vec<LimitDefinition>, pgrx::spi
             ),
         });
     }
-    Ok(limits)
+    Ok((limits, written))
 }

@@ -3,7 +3,11 @@
 use std::os::fd::RawFd;
 use std::time::Duration;
 
+use injection::{Injected, Point};
 use pgrx::prelude::*;
+
+use crate::journal;
+use crate::worker::transaction::SqlError;
 
 // Postgres's own handlers as they are: pgrx's wrappers of them are Rust functions.
 unsafe extern "C-unwind" {
@@ -12,7 +16,8 @@ unsafe extern "C-unwind" {
     fn SignalHandlerForConfigReload(signal: libc::c_int);
 }
 
-/// SIGTERM ends the process at the next safe point, also inside a statement; SIGHUP rereads the settings.
+/// SIGTERM ends the process at the next safe point, also inside a statement; SIGHUP rereads the settings; SIGQUIT, by which
+/// the server ends all processes when one has crashed, ends it at once.
 pub fn install_signal_handlers() {
     // SAFETY: before signals are unblocked, on the main thread, with Postgres's own handlers.
     unsafe {
@@ -22,7 +27,29 @@ pub fn install_signal_handlers() {
         use pg_sys::pqsignal_be as pqsignal;
         pqsignal(libc::SIGTERM, Some(die));
         pqsignal(libc::SIGHUP, Some(SignalHandlerForConfigReload));
+        pqsignal(libc::SIGQUIT, Some(quit));
         pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// As Postgres's own handler, which does nothing but exit; the journal learns that this process was not the one to crash.
+unsafe extern "C-unwind" fn quit(_signal: libc::c_int) {
+    journal::end();
+    // SAFETY: meant for signal handlers.
+    unsafe { libc::_exit(2) };
+}
+
+/// Comes to a point of a document's way at which tests have things happen, on the main thread.
+pub fn reach(point: Point) -> Result<(), SqlError> {
+    injection::reach(point, || wait(-1, Some(Duration::ZERO))).map_err(SqlError::from)
+}
+
+impl From<Injected> for SqlError {
+    fn from(injected: Injected) -> Self {
+        Self {
+            code: PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            message: injected.to_string(),
+        }
     }
 }
 

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use embedder::{EmbedError, ErrorClass};
 use engine::Outcome;
+use injection::Point;
 use pgrx::prelude::*;
 
+use crate::errors::UserError;
 use crate::shmem::{self, Shared};
 use crate::worker::claim::{Claim, Claims};
 use crate::worker::pipelines::{Active, Pipelines};
+use crate::worker::process::reach;
 use crate::worker::transaction::{SqlError, transaction};
 use crate::worker::write::{accepts_no_rows, block_if_waited_for, block_now, write};
 
@@ -113,7 +116,7 @@ impl Settler {
                 }
                 continue;
             };
-            for batch in batches(outcomes) {
+            for batch in batches(outcomes, claims) {
                 if self.stuck.contains(&id) {
                     self.postpone(batch);
                     continue;
@@ -165,7 +168,18 @@ impl Settler {
             return Ok(());
         }
         let jitter = self.random.hash_one(Instant::now());
-        let error = match transaction(|| write(&batch, claims, pipeline, forgive, jitter)) {
+        let written = {
+            let _working = claims.work(batch.iter().map(Outcome::ticket));
+            transaction(|| {
+                let settled = write(&batch, claims, pipeline, forgive, jitter);
+                if let Err(error) = reach(Point::BeforeCommit) {
+                    UserError::new(error.code, error.message).raise();
+                }
+                settled
+            })
+            .and_then(|settled| reach(Point::AfterCommit).map(|()| settled))
+        };
+        let error = match written {
             Ok(settled) => {
                 let (locked, ended): (Vec<_>, Vec<_>) = batch
                     .into_iter()
@@ -283,8 +297,8 @@ impl Settler {
     }
 }
 
-/// Cuts a list so that no transaction writes too many chunks.
-fn batches(outcomes: Vec<Outcome>) -> Vec<Vec<Outcome>> {
+/// Cuts a list so that no transaction writes too many chunks, and that a document to be worked on alone is.
+fn batches(outcomes: Vec<Outcome>, claims: &Claims) -> Vec<Vec<Outcome>> {
     let mut batches: Vec<Vec<Outcome>> = Vec::new();
     let mut room = 0;
     for outcome in outcomes {
@@ -292,13 +306,20 @@ fn batches(outcomes: Vec<Outcome>) -> Vec<Vec<Outcome>> {
             Outcome::Embedded { chunks, .. } => chunks.len(),
             _ => 1,
         };
+        let alone = claims
+            .get(outcome.ticket())
+            .is_some_and(|claim| claim.alone);
         match batches.last_mut() {
-            Some(last) if chunks <= room => {
+            Some(last) if chunks <= room && !alone => {
                 room -= chunks;
                 last.push(outcome);
             }
             _ => {
-                room = MAX_CHUNKS.saturating_sub(chunks);
+                room = if alone {
+                    0
+                } else {
+                    MAX_CHUNKS.saturating_sub(chunks)
+                };
                 batches.push(vec![outcome]);
             }
         }

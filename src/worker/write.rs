@@ -473,10 +473,51 @@ fn fail(
         )?;
         return Ok(Some(wait));
     }
+    set_aside(
+        client,
+        &pipeline.name,
+        id,
+        &claim.key,
+        &Ended {
+            error_class: error.class.as_str(),
+            http_status: error.http_status,
+            message: &clean(&error.message),
+            attempts,
+            retryable: error.retryable(),
+        },
+    )?;
+    difference.queued -= 1;
+    difference.queued_bytes -= i64::from(claim.bytes);
+    difference.failed += 1;
+    Ok(None)
+}
+
+/// Why a document is given up.
+pub struct Ended<'a> {
+    /// One of the classes that DESIGN names.
+    pub error_class: &'a str,
+    /// The provider's status, if it answered.
+    pub http_status: Option<u16>,
+    /// What happened.
+    pub message: &'a str,
+    /// How often it was tried since it was queued.
+    pub attempts: i32,
+    /// Whether the same document may succeed another time.
+    pub retryable: bool,
+}
+
+/// Takes a document from the queue into the failures. The counters are the caller's.
+pub fn set_aside(
+    client: &mut SpiClient,
+    pipeline: &str,
+    document: i64,
+    key: &str,
+    ended: &Ended,
+) -> Result<(), pgrx::spi::Error> {
     run(
         client,
         "DELETE FROM ingest.queue WHERE document_id = $1",
-        &[id.into()],
+        &[document.into()],
     )?;
     run(
         client,
@@ -487,20 +528,17 @@ fn fail(
                  http_status = EXCLUDED.http_status, message = EXCLUDED.message,
                  attempts = f.attempts + EXCLUDED.attempts, last_failed_at = clock_timestamp(), retryable = EXCLUDED.retryable",
         &[
-            pipeline.name.as_str().into(),
-            id.into(),
-            claim.key.as_str().into(),
-            error.class.as_str().into(),
-            error.http_status.map(i32::from).into(),
-            clean(&error.message).into(),
-            attempts.into(),
-            error.retryable().into(),
+            pipeline.into(),
+            document.into(),
+            key.into(),
+            ended.error_class.into(),
+            ended.http_status.map(i32::from).into(),
+            ended.message.into(),
+            ended.attempts.into(),
+            ended.retryable.into(),
         ],
-    )?;
-    difference.queued -= 1;
-    difference.queued_bytes -= i64::from(claim.bytes);
-    difference.failed += 1;
-    Ok(None)
+    )
+    .map(drop)
 }
 
 /// Seconds before attempt `attempts + 1`: doubling from 1 s, and a random half of it, so that documents that failed

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use postgres::{Client, Config, NoTls};
 
+use crate::process::{processes_in, signal};
 use crate::waiting::{SOON, wait_until};
 
 /// What every cluster of the tests is started with; a test's own settings come after.
@@ -51,6 +52,8 @@ pub struct Cluster {
     programs: PathBuf,
     user: Option<User>,
     settings: Mutex<BTreeMap<String, String>>,
+    /// The version of the extension that its databases get; `None` for the one that users get.
+    version: Option<String>,
     watchdog: Mutex<Option<Child>>,
 }
 
@@ -77,6 +80,29 @@ impl Cluster {
         let cluster = Self::make(settings);
         cluster.start_server();
         cluster
+    }
+
+    /// Makes and starts one with the library of the crash tests, at whose points SQL makes the worker wait, fail or die.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start), and when that library is not installed.
+    pub fn start_injecting(settings: &[(&str, &str)]) -> Self {
+        let mut cluster = Self::make(&[]);
+        cluster.version = Some(concat!(env!("CARGO_PKG_VERSION"), "-injection").to_owned());
+        cluster.remember("shared_preload_libraries", "pg_ingest_injection");
+        for (name, value) in settings {
+            cluster.remember(name, value);
+        }
+        cluster.write_settings();
+        cluster.start_server();
+        cluster
+    }
+
+    /// The statement that makes the extension in a database of it.
+    pub fn create_extension(&self) -> String {
+        let version = self.version.as_ref();
+        let version = version.map_or_else(String::new, |version| format!(" VERSION '{version}'"));
+        format!("CREATE EXTENSION pg_ingest{version} CASCADE")
     }
 
     /// Makes one and does not start it, for a test that lays files into [`home`](Self::home) first.
@@ -138,6 +164,7 @@ impl Cluster {
             programs,
             user: server_user(),
             settings: Mutex::default(),
+            version: None,
             watchdog: Mutex::default(),
         };
         cluster.own(&cluster.home);
@@ -215,6 +242,22 @@ impl Cluster {
     /// Stops the server: `smart`, `fast` or `immediate`.
     pub fn stop_server(&self, mode: &str) {
         self.run(self.pg_ctl("stop").args(["-w", "-t", "60", "-m", mode]));
+    }
+
+    /// Kills the server's first process, and waits until the others have gone, too.
+    pub fn kill_postmaster(&self) {
+        let pidfile =
+            fs::read_to_string(self.data().join("postmaster.pid")).expect("the server runs");
+        let pid: i32 = pidfile
+            .lines()
+            .next()
+            .and_then(|line| line.parse().ok())
+            .expect("its first line is the pid");
+        signal(pid, "KILL");
+        let data = self.data();
+        wait_until("all processes have gone", SOON, || {
+            processes_in(&data).is_empty()
+        });
     }
 
     /// Stops it fast, takes further settings, and starts it.

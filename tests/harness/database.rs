@@ -132,7 +132,7 @@ impl<'c> Database<'c> {
     /// A new database of this cluster, with the extension.
     pub fn new_in(cluster: &'c Cluster) -> Self {
         let database = Self::empty_in(cluster);
-        database.run("CREATE EXTENSION pg_ingest CASCADE");
+        database.run(&cluster.create_extension());
         database
     }
 
@@ -262,6 +262,13 @@ impl<'c> Database<'c> {
         let rows = self.rows(sql);
         assert_eq!(rows.len(), 1, "rows of {}", shortened(sql));
         rows[0].get(0)
+    }
+
+    /// The first column of the only row of a query that may fail.
+    pub fn try_one<T: FromSqlOwned>(&self, sql: &str) -> SqlResult<T> {
+        Ok(self
+            .with_client(|client| client.query_one(sql, &[]))?
+            .get(0))
     }
 
     /// What EXPLAIN prints for a query.

@@ -15,6 +15,7 @@ pub mod remote;
 pub mod roles;
 pub mod secrecy;
 pub mod texts;
+pub mod torture;
 mod waiting;
 
 pub use cluster::{Cluster, shared_cluster};

@@ -1,6 +1,7 @@
 //! The server's processes, from outside.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 /// Sends a signal (`KILL`, `STOP`, `CONT`, `TERM`) to one process.
@@ -28,4 +29,18 @@ pub fn cpu_ticks(pid: i32) -> u64 {
     let fields: Vec<&str> = rest.split(' ').collect();
     let ticks = |field: usize| -> u64 { fields[field - 3].parse().expect("ticks are a number") };
     ticks(14) + ticks(15)
+}
+
+/// The processes that work in this directory.
+pub(crate) fn processes_in(directory: &Path) -> Vec<i32> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .flatten()
+        .filter(|process| {
+            fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == directory)
+        })
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .collect()
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use embedder::{EmbedError, ErrorClass};
 
+use crate::mark::Mark;
 use crate::usage::Reservation;
 
 /// A chunk with its vector.
@@ -100,6 +101,7 @@ impl Results {
 /// A document whose chunks are being embedded.
 pub(crate) struct Assembly {
     ticket: u64,
+    mark: Mark,
     results: Results,
     /// Whether a request with one of its chunks has been sent.
     begun: AtomicBool,
@@ -116,13 +118,14 @@ struct State {
 impl Assembly {
     /// A document of `chunks`, whose vectors are still empty.
     pub(crate) fn new(
-        ticket: u64,
+        (ticket, mark): (u64, Mark),
         room: Reservation,
         chunks: Vec<EmbeddedChunk>,
         results: Results,
     ) -> Self {
         Self {
             ticket,
+            mark,
             results,
             begun: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -201,4 +204,11 @@ impl Assembly {
 pub(crate) struct Part {
     pub(crate) document: Arc<Assembly>,
     pub(crate) chunk: usize,
+}
+
+/// The marks of the documents of these parts, each once where a document's parts come one after the other.
+pub(crate) fn marks<'a>(parts: impl Iterator<Item = &'a Part>) -> Vec<Mark> {
+    let mut marks: Vec<Mark> = parts.map(|part| part.document.mark).collect();
+    marks.dedup();
+    marks
 }

@@ -11,6 +11,7 @@
 
 mod assembly;
 mod local;
+mod mark;
 mod models;
 mod pack;
 mod pipeline;
@@ -21,6 +22,7 @@ mod threads;
 mod usage;
 
 pub use assembly::{EmbeddedChunk, Outcome};
+pub use mark::{Mark, Working};
 use models::Models;
 pub use pipeline::{Budget, Definitions, Pipeline, Remote};
 pub use queries::Queries;
@@ -105,8 +107,10 @@ pub struct Document {
     pub pipeline: Arc<Pipeline>,
     /// Its text.
     pub content: String,
-    /// How often it has been tried before.
-    pub attempts: u32,
+    /// Whether its chunks share requests with no other document's: it may be to blame for what befell others.
+    pub alone: bool,
+    /// Where it is noted while a thread works on it.
+    pub mark: Mark,
 }
 
 /// How much more may be submitted.
@@ -250,12 +254,6 @@ impl Engine {
     /// What happened since the last call.
     pub fn take_events(&self) -> Vec<Event> {
         self.remotes.take_events()
-    }
-
-    /// `(pipeline, requests, tokens)` sent to remote models since the last call, queries included. Tokens may be below zero:
-    /// an answer counted fewer than were taken for sent before.
-    pub fn take_spent(&self) -> Vec<(i32, i64, i64)> {
-        self.remotes.take_spent()
     }
 
     /// A handle for embedding queries, for any thread.

@@ -10,7 +10,8 @@ use embedder::local::{InferenceThreads, LocalModel};
 use embedder::{EmbedError, ErrorClass};
 
 use crate::Pipeline;
-use crate::assembly::Part;
+use crate::assembly::{Part, marks};
+use crate::mark::{Mark, Working};
 use crate::pack::{Backlog, Item};
 use crate::threads::{INFERENCE_NICE, lower_priority, spawn_with_signals_blocked};
 
@@ -108,10 +109,15 @@ pub(crate) fn start(threads: usize, queue: &Arc<LocalQueue>) -> io::Result<()> {
             let threads = InferenceThreads::new(1);
             while let Some(request) = queue.next() {
                 queue.requests.fetch_add(1, Ordering::Relaxed);
+                let working: Vec<Working> = marks(request.parts.iter())
+                    .into_iter()
+                    .map(Mark::work)
+                    .collect();
                 answer(&request, |inputs| {
                     let texts: Vec<&str> = inputs.iter().map(String::as_str).collect();
                     request.model.embed(&texts, &threads)
                 });
+                drop(working);
                 queue.requests.fetch_sub(1, Ordering::Relaxed);
             }
         })?;

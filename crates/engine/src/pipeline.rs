@@ -8,7 +8,7 @@ use std::time::Duration;
 use chunker::SplitOptions;
 use embedder::remote::{Endpoint, Purpose};
 use embedder::{EmbedError, ModelName, Secret};
-use limiter::{Claimant, InFlight, Limit, Now};
+use limiter::{Claimant, InFlight, Limit, Now, Tally};
 
 use crate::pack::Capacity;
 
@@ -79,9 +79,18 @@ pub struct Budget {
     pub key: NonZeroU64,
     /// The number of this process to [`InFlight`].
     pub worker: usize,
+    /// Where this process counts what it sends today, to be written down.
+    pub tally: Option<&'static Tally>,
 }
 
 impl Budget {
+    /// Counts what is sent, or corrects it.
+    pub(crate) fn count(&self, now: Now, requests: i64, tokens: i64) {
+        if let Some(tally) = self.tally {
+            tally.add(now, requests, tokens);
+        }
+    }
+
     pub(crate) fn claimant(&self, urgent: bool) -> Claimant {
         Claimant {
             key: self.key,
@@ -135,6 +144,8 @@ impl PartialEq for Remote {
             && std::ptr::eq(self.budget.in_flight, other.budget.in_flight)
             && self.budget.key == other.budget.key
             && self.budget.worker == other.budget.worker
+            && self.budget.tally.map(std::ptr::from_ref)
+                == other.budget.tally.map(std::ptr::from_ref)
     }
 }
 

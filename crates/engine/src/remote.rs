@@ -6,19 +6,21 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use embedder::remote::{Answer, Client, Purpose};
 use embedder::{EmbedError, ErrorClass};
+use injection::Point;
 use limiter::Now;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::assembly::{Part, Results};
+use crate::assembly::{Part, Results, marks};
+use crate::mark::{Mark, WhileWorking};
 use crate::pack::{Backlog, Item, Packed};
 use crate::pipeline::{Budget, Definitions, Pipeline, Remote};
 use crate::threads::spawn_with_signals_blocked;
@@ -65,14 +67,6 @@ pub enum Event {
     },
 }
 
-/// What a pipeline sent, to be written down.
-#[derive(Debug, Default)]
-struct Spent {
-    requests: AtomicI64,
-    /// May go below zero: what was taken for sent is corrected when the answer comes.
-    tokens: AtomicI64,
-}
-
 /// The lanes and the thread that serves them.
 pub(crate) struct Remotes {
     lanes: Mutex<HashMap<i32, Arc<Lane>>>,
@@ -90,7 +84,6 @@ pub(crate) struct Lane {
     /// Documents submitted and not yet split.
     unsplit: AtomicUsize,
     pub(crate) usage: Arc<Usage>,
-    spent: Spent,
 }
 
 struct LaneState {
@@ -144,7 +137,6 @@ impl Lane {
             changed: Notify::new(),
             unsplit: AtomicUsize::new(0),
             usage: Arc::default(),
-            spent: Spent::default(),
         }
     }
 
@@ -371,9 +363,10 @@ impl Remotes {
         if items.is_empty() {
             return;
         }
+        let marks = marks(items.iter().map(|item| &item.value));
         self.requests.fetch_add(1, Ordering::Relaxed);
         let result = self
-            .call(&pipeline, &lane.spent, Purpose::Document, texts, tokens)
+            .call(&pipeline, Purpose::Document, texts, tokens, marks)
             .await;
         self.requests.fetch_sub(1, Ordering::Relaxed);
         match result {
@@ -432,19 +425,21 @@ impl Remotes {
     async fn call(
         &self,
         pipeline: &Arc<Pipeline>,
-        spent: &Spent,
         purpose: Purpose,
         texts: Vec<String>,
         tokens: usize,
+        marks: Vec<Mark>,
     ) -> Result<Answer, Refusal> {
         let remote = pipeline.remote.as_ref().ok_or_else(|| Refusal {
             error: EmbedError::model_unusable(NOT_REMOTE),
             wait: None,
         })?;
         let limit = remote.budget.limit;
-        spent.requests.fetch_add(1, Ordering::Relaxed);
-        spent.tokens.fetch_add(tokens as i64, Ordering::Relaxed);
         let client = self.client(remote).map_err(Refusal::from)?;
+        injection::pass(Point::AfterAdmit)
+            .await
+            .map_err(|injected| EmbedError::new(ErrorClass::Internal, injected.to_string()))?;
+        remote.budget.count(Now::read(), 1, tokens as i64);
         // An answer that counts more is not believed: it would stop everybody on the limit.
         let prefix = remote.prefix(purpose).len();
         let bytes = texts.iter().map(|text| text.len() + prefix + MARKERS);
@@ -467,7 +462,7 @@ impl Remotes {
             }
         };
         // A task of its own: a panic in it is an error here.
-        let mut task = Owned(tokio::spawn(call));
+        let mut task = Owned(tokio::spawn(WhileWorking::new(marks, call)));
         let result = (&mut task.0).await.unwrap_or_else(|_| {
             Err(EmbedError::new(
                 ErrorClass::Internal,
@@ -483,7 +478,7 @@ impl Remotes {
                 if let Some(actual) = answer.tokens.filter(|actual| *actual <= most_tokens) {
                     limit.settle(now, tokens as u64, actual);
                     let difference = actual.cast_signed() - tokens as i64;
-                    spent.tokens.fetch_add(difference, Ordering::Relaxed);
+                    remote.budget.count(now, 0, difference);
                 }
                 Ok(answer)
             }
@@ -508,21 +503,6 @@ impl Remotes {
     /// What happened since the last call.
     pub(crate) fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// `(pipeline, requests, tokens)` sent since the last call.
-    pub(crate) fn take_spent(&self) -> Vec<(i32, i64, i64)> {
-        self.lanes()
-            .iter()
-            .map(|(id, lane)| {
-                (
-                    *id,
-                    lane.spent.requests.swap(0, Ordering::Relaxed),
-                    lane.spent.tokens.swap(0, Ordering::Relaxed),
-                )
-            })
-            .filter(|(_, requests, tokens)| *requests != 0 || *tokens != 0)
-            .collect()
     }
 
     /// The vector of a query: ahead of the backlog, and asked again while the provider is busy, until `deadline` or until
@@ -584,7 +564,7 @@ impl Remotes {
             }
             let texts = vec![text.clone()];
             let result = self
-                .call(&pipeline, &lane.spent, Purpose::Query, texts, tokens)
+                .call(&pipeline, Purpose::Query, texts, tokens, Vec::new())
                 .await;
             match result {
                 Ok(mut answer) => {

@@ -4,11 +4,13 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use chunker::{SplitError, Tokenizer};
 use embedder::local::LocalModel;
 use embedder::remote::Purpose;
 use embedder::{EmbedError, ErrorClass};
+use injection::Point;
 
 use crate::assembly::{Assembly, EmbeddedChunk, Outcome, Part, Results};
 use crate::local::LocalQueue;
@@ -19,8 +21,8 @@ use crate::threads::{SPLIT_NICE, lower_priority, spawn_with_signals_blocked};
 use crate::usage::Reservation;
 use crate::{Document, Pipeline};
 
-/// Attempts after which a document is sent alone.
-const ALONE_AFTER: u32 = 2;
+/// Between two looks of a splitter that a test has told to wait.
+const NAP: Duration = Duration::from_millis(1);
 
 /// A document on its way to be split.
 pub(crate) struct Submitted {
@@ -71,20 +73,32 @@ impl Context {
             lane,
         } = submitted;
         let ticket = document.ticket;
-        match prepare(&document, &self.models) {
+        let prepared = {
+            let _working = document.mark.work();
+            let prepared = prepare(&document, &self.models);
+            injection::reach(Point::AfterSplit, || std::thread::sleep(NAP))
+                .map_err(|injected| EmbedError::new(ErrorClass::Internal, injected.to_string()))
+                .and(prepared)
+        };
+        match prepared {
             Err(error) => self.results.send(Outcome::from_error(ticket, error), room),
             Ok((cutter, chunks)) => {
                 let pipeline = &document.pipeline;
                 let extra = cutter.extra_tokens(pipeline);
                 let counts: Vec<usize> = chunks.iter().map(|c| c.tokens + extra).collect();
-                let assembly = Arc::new(Assembly::new(ticket, room, chunks, self.results.clone()));
+                let assembly = Arc::new(Assembly::new(
+                    (ticket, document.mark),
+                    room,
+                    chunks,
+                    self.results.clone(),
+                ));
                 let items = counts.into_iter().enumerate().map(|(chunk, tokens)| Item {
                     value: Part {
                         document: Arc::clone(&assembly),
                         chunk,
                     },
                     tokens,
-                    alone: document.attempts >= ALONE_AFTER,
+                    alone: document.alone,
                     refused: 0,
                 });
                 match (cutter, &lane) {

@@ -49,7 +49,8 @@ fn run(
             ticket: ticket as u64,
             pipeline: Arc::clone(pipeline),
             content: content.clone(),
-            attempts: 0,
+            alone: false,
+            mark: Mark::unseen(),
         });
     }
     assert!(engine.documents_in_flight() > 0);

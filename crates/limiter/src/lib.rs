@@ -26,6 +26,7 @@ mod in_flight;
 mod limit;
 mod rate;
 mod shares;
+mod tally;
 
 pub use budget::{Budget, Targets, request_tokens};
 pub use clock::{Now, wait_until_midnight};
@@ -34,6 +35,7 @@ pub use in_flight::{InFlight, MAX_WORKERS};
 pub use limit::{Claimant, Limit, Snapshot, Wait};
 pub use rate::LATENESS;
 pub use shares::{GRACE, LONGEST_WAIT, MAX_CLAIMANTS};
+pub use tally::{Tallied, Tally};
 
 use std::sync::atomic::Ordering;
 

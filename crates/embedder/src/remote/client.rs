@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::time::{Duration, SystemTime};
 
+use injection::{Injected, Point};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Response, redirect};
 use tokio::time::timeout;
@@ -148,6 +149,7 @@ impl Client {
             .send()
             .await
             .map_err(|error| self.transport_error(&error, endpoint, key))?;
+        injected(injection::pass(Point::AfterSend).await)?;
         let status = response.status().as_u16();
         let request_id = headers::request_id(response.headers());
         let wait = headers::retry_after(response.headers(), status, SystemTime::now());
@@ -248,6 +250,11 @@ impl Client {
 const CERTIFICATE_HINT: &str = "Add the server's CA to the trust roots of the system, or to the file that SSL_CERT_FILE in the \
      environment of Postgres names; a self-signed certificate must be made with basicConstraints = CA:FALSE.";
 
+/// The error of a step that a test has told to fail.
+fn injected(result: Result<(), Injected>) -> Result<(), EmbedError> {
+    result.map_err(|injected| EmbedError::new(ErrorClass::Internal, injected.to_string()))
+}
+
 /// What stands in an answer that is no good one.
 async fn refused(response: &mut Response, endpoint: &Endpoint, key: Option<&Secret>) -> EmbedError {
     let status = response.status().as_u16();
@@ -309,6 +316,9 @@ async fn read(response: &mut Response, longest: usize) -> Result<Body, reqwest::
             return Ok(Body::Cut(body));
         }
         body.extend_from_slice(&bytes);
+        if injection::pass(Point::MidAnswer).await.is_err() {
+            return Ok(Body::Whole(Vec::new()));
+        }
     }
     Ok(Body::Whole(body))
 }

@@ -1,0 +1,152 @@
+//! What a worker does about the one before it: takes over what that one sent today, and suspects the documents that it may
+//! have died of.
+//!
+//! A process that dies takes the whole server through crash recovery, so a document that kills it each time must not be
+//! tried for ever. A suspect is tried again after a growing while, alone from the second time on; the one that was there
+//! at the most deaths is set aside when its attempts are used up. Those that merely happened to be worked on at the same
+//! moment are embedded in between, and so cleared.
+
+use limiter::Tallied;
+use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
+
+use crate::errors::OrRaise;
+use crate::journal::{self, Journal};
+use crate::worker::housekeeping::write_down;
+use crate::worker::transaction::{SqlError, run, transaction};
+use crate::worker::write::{Ended, set_aside};
+
+/// Longest wait before a suspect is tried again, in seconds.
+const LONGEST_WAIT: f64 = 60.0;
+/// Seconds between two suspects of several deaths, so that it shows which of them it is.
+const STAGGER: f64 = 2.0;
+
+/// Takes up what the workers of this database left. Before anything is defined or claimed by this process.
+pub fn recover(database: pg_sys::Oid, journal: &Journal) -> Result<(), SqlError> {
+    let mut tallies = journal::tallies_of(database);
+    tallies.sort_by_key(|(worker, ..)| *worker);
+    for of_worker in tallies.chunk_by(|a, b| a.0 == b.0) {
+        let numbered: Vec<(usize, String, Tallied)> = of_worker
+            .iter()
+            .map(|(_, name, tallied)| (0, name.clone(), *tallied))
+            .collect();
+        write_down(of_worker[0].0, &numbered)?;
+    }
+    if let Some(crash) = journal.crash() {
+        let suspects = crash.suspects.len();
+        log!(
+            "pg_ingest: the worker before this one died; documents that it was working on: {suspects}"
+        );
+        if suspects > 0 {
+            transaction(|| suspect(crash.suspects))?;
+        }
+    }
+    Ok(())
+}
+
+struct Suspect {
+    document: i64,
+    pipeline: i32,
+    pipeline_name: String,
+    key: String,
+    bytes: i32,
+    attempts: i32,
+    max_attempts: i32,
+    /// Deaths, this one included.
+    crashes: i32,
+}
+
+/// Notes a death with the documents that were worked on when it came. Inside a transaction.
+fn suspect(documents: Vec<i64>) {
+    Spi::connect_mut(|client| {
+        let suspects = find(client, documents)?;
+        let most = suspects.iter().map(|s| s.crashes).max().unwrap_or(0);
+        let one_stands_out = suspects.iter().filter(|s| s.crashes == most).count() == 1;
+        for (place, suspect) in suspects.iter().enumerate() {
+            let used_up = suspect.attempts + 1 >= suspect.max_attempts;
+            if used_up && one_stands_out && suspect.crashes == most {
+                give_up(client, suspect)?;
+                continue;
+            }
+            let wait = 2f64.powi(suspect.crashes.clamp(1, 16) - 1).min(LONGEST_WAIT);
+            let stagger = if suspect.crashes > 1 {
+                place as f64 * STAGGER
+            } else {
+                0.0
+            };
+            run(
+                client,
+                "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL, crashes = $2, attempts = $3,
+                        retry_at = clock_timestamp() + make_interval(secs => $4)
+                 WHERE document_id = $1",
+                &[
+                    suspect.document.into(),
+                    suspect.crashes.into(),
+                    (suspect.attempts + 1).min(suspect.max_attempts - 1).into(),
+                    (wait + stagger).into(),
+                ],
+            )?;
+        }
+        Ok::<_, pgrx::spi::Error>(())
+    })
+    .or_raise();
+}
+
+fn find(client: &mut SpiClient, documents: Vec<i64>) -> Result<Vec<Suspect>, pgrx::spi::Error> {
+    let rows = run(
+        client,
+        "SELECT q.document_id, q.pipeline_id, p.name, d.key, q.bytes, q.attempts, p.max_attempts, q.crashes + 1 AS crashes
+         FROM ingest.queue q JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.documents d ON d.id = q.document_id
+         WHERE q.document_id = ANY ($1) ORDER BY q.document_id FOR UPDATE OF q SKIP LOCKED",
+        &[documents.into()],
+    )?;
+    let mut suspects = Vec::new();
+    for row in rows {
+        suspects.push(Suspect {
+            document: row["document_id"].value()?.unwrap_or_default(),
+            pipeline: row["pipeline_id"].value()?.unwrap_or_default(),
+            pipeline_name: row["name"].value()?.unwrap_or_default(),
+            key: row["key"].value()?.unwrap_or_default(),
+            bytes: row["bytes"].value()?.unwrap_or_default(),
+            attempts: row["attempts"].value()?.unwrap_or_default(),
+            max_attempts: row["max_attempts"].value()?.unwrap_or_default(),
+            crashes: row["crashes"].value()?.unwrap_or_default(),
+        });
+    }
+    Ok(suspects)
+}
+
+fn give_up(client: &mut SpiClient, suspect: &Suspect) -> Result<(), pgrx::spi::Error> {
+    let message = format!(
+        "the worker process died {} while it worked on this document; the server's log may say of what",
+        if suspect.crashes == 1 {
+            "once".to_owned()
+        } else {
+            format!("{} times", suspect.crashes)
+        }
+    );
+    set_aside(
+        client,
+        &suspect.pipeline_name,
+        suspect.document,
+        &suspect.key,
+        &Ended {
+            error_class: "internal",
+            http_status: None,
+            message: &message,
+            attempts: suspect.attempts + 1,
+            retryable: false,
+        },
+    )?;
+    run(
+        client,
+        "INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed) VALUES ($1, -1, -$2::bigint, 1)",
+        &[suspect.pipeline.into(), suspect.bytes.into()],
+    )?;
+    warning!(
+        "pg_ingest: document {} of pipeline {:?} is set aside: {message}",
+        suspect.document,
+        suspect.pipeline_name
+    );
+    Ok(())
+}
