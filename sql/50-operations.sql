@@ -58,7 +58,7 @@ CREATE FUNCTION ingest.stuck_pipelines(pipeline text) RETURNS text
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT string_agg(format('%s is %s', p.pipeline, p.state), '; ')
     FROM ingest.progress p
-    WHERE p.state IN ('paused', 'blocked') AND p.pending > 0
+    WHERE (p.state IN ('paused', 'blocked') AND p.pending > 0 OR p.state = 'blocked' AND p.in_flight > 0)
       AND (stuck_pipelines.pipeline IS NULL OR p.pipeline = stuck_pipelines.pipeline)
 $$;
 COMMENT ON FUNCTION ingest.stuck_pipelines(text) IS 'Paused or blocked pipelines with documents waiting, as a sentence; null when there are none';
@@ -205,9 +205,12 @@ BEGIN
     RETURN NEXT;
 
     "check" := 'worker'; ok := problem IS NULL;
-    detail := coalesce(problem, (SELECT format('%s worker process(es) serve this database', count(*)) FROM ingest.worker_states() w
-                                 WHERE w.database = current_database()));
-    hint := CASE WHEN problem IS NOT NULL AND preloaded THEN 'Look at pg_ingest.databases, max_worker_processes and the server log.' END;
+    detail := coalesce(problem, (SELECT format('%s worker process(es) serve this database', count(*))
+                                        || coalesce('; last error: ' || string_agg(DISTINCT w.last_error, '; '), '')
+                                 FROM ingest.worker_states() w WHERE w.database = current_database()));
+    hint := CASE WHEN problem IS NULL OR NOT preloaded THEN NULL
+                 WHEN pg_is_in_recovery() THEN 'Documents are embedded on the primary, and what it writes can be read here.'
+                 ELSE 'Look at pg_ingest.databases, max_worker_processes and the server log.' END;
     RETURN NEXT;
 
     "check" := 'vector'; ok := string_to_array(vector_version, '.')::int[] >= ARRAY[0, 7, 0];
@@ -247,7 +250,8 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
-    FOR p IN SELECT * FROM ingest.progress g WHERE g.state IN ('blocked', 'paused') LOOP
+    -- That no worker runs is said above.
+    FOR p IN SELECT * FROM ingest.progress g WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem LOOP
         "check" := format('state of %s', p.pipeline); ok := p.state <> 'blocked';
         detail := p.state || coalesce(': ' || p.last_error, '');
         hint := format('SELECT ingest.resume(%L);', p.pipeline);

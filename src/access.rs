@@ -10,7 +10,7 @@ use embedder::{AllowedHosts, EmbedError, ErrorClass, Secret};
 use pgrx::prelude::*;
 
 use crate::owner::ActingAs;
-use crate::settings;
+use crate::{reading, settings};
 
 /// Why something is not allowed.
 pub struct Denied {
@@ -100,8 +100,9 @@ pub fn resolve(reference: &KeyReference, owner: pg_sys::Oid) -> Result<Secret, E
 
 fn from_vault(name: &str, owner: pg_sys::Oid) -> Result<String, EmbedError> {
     const VIEW: &str = "vault.decrypted_secrets";
-    let there = Spi::get_one::<bool>(
+    let there = reading::one::<bool>(
         "SELECT pg_catalog.to_regclass('vault.decrypted_secrets') IS NOT NULL",
+        &[],
     );
     if there != Ok(Some(true)) {
         return Err(refused(&format!(
@@ -110,7 +111,7 @@ fn from_vault(name: &str, owner: pg_sys::Oid) -> Result<String, EmbedError> {
         .with_hint("Install Supabase Vault (CREATE EXTENSION supabase_vault), or use env:NAME or file:PATH."));
     }
     // SAFETY: a catalog look-up inside a transaction.
-    let readable = Spi::get_one_with_args::<bool>(
+    let readable = reading::one::<bool>(
         "SELECT pg_catalog.has_table_privilege($1, 'vault.decrypted_secrets', 'SELECT')
             AND pg_catalog.has_schema_privilege($1, 'vault', 'USAGE')",
         &[owner.into()],

@@ -2,6 +2,8 @@
 
 use pgrx::prelude::*;
 
+use crate::reading;
+
 /// While it lives, the current user is another role, in a security-restricted context: what that role's triggers,
 /// expressions and operators do, they do with its rights, and settings that they change are put back.
 pub struct ActingAs {
@@ -54,8 +56,9 @@ impl Drop for ActingAs {
 
 /// The role that owns `ingest.pipeline`, and so all of the extension.
 fn extension_owner() -> pg_sys::Oid {
-    Spi::get_one::<pg_sys::Oid>(
+    reading::one::<pg_sys::Oid>(
         "SELECT extowner FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'pg_ingest'",
+        &[],
     )
     .ok()
     .flatten()

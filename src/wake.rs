@@ -17,7 +17,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 thread_local! {
     static WAKE_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
     static REVIEW_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
-    static DATABASE_CREATED: Cell<bool> = const { Cell::new(false) };
+    static DATABASES_CHANGED: Cell<bool> = const { Cell::new(false) };
     static EXIT_REGISTERED: Cell<bool> = const { Cell::new(false) };
     /// This database, while a transaction drops the extension in it.
     static DROPPING: RefCell<Option<Vacated>> = const { RefCell::new(None) };
@@ -67,7 +67,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
             if WAKE_AT_COMMIT.replace(false) {
                 now(review);
             }
-            if DATABASE_CREATED.replace(false)
+            if DATABASES_CHANGED.replace(false)
                 && let Some(shared) = shmem::get()
             {
                 shared.request_all();
@@ -76,7 +76,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
         pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             WAKE_AT_COMMIT.set(false);
             REVIEW_AT_COMMIT.set(false);
-            DATABASE_CREATED.set(false);
+            DATABASES_CHANGED.set(false);
         }
         _ => {}
     }
@@ -174,12 +174,15 @@ unsafe extern "C-unwind" fn process_utility(
         }
     }
     // SAFETY: as above.
-    let (vacated, wakes, creates) = unsafe {
+    let (vacated, wakes, changes_databases) = unsafe {
         let node = (*statement).utilityStmt;
         (
             database_to_vacate(node).and_then(Vacated::new),
             wakes(node),
-            (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt,
+            matches!(
+                (*node).type_,
+                pg_sys::NodeTag::T_CreatedbStmt | pg_sys::NodeTag::T_AlterDatabaseStmt
+            ),
         )
     };
     // An error unwinds through this frame, and `vacated` is dropped on its way.
@@ -214,9 +217,9 @@ unsafe extern "C-unwind" fn process_utility(
     if wakes {
         at_commit();
     }
-    if creates {
-        // Its template may have had the extension.
-        DATABASE_CREATED.set(true);
+    if changes_databases {
+        // Its template may have had the extension, or it takes connections now.
+        DATABASES_CHANGED.set(true);
     }
 }
 

@@ -487,7 +487,9 @@ fn a_day_of_tokens_is_used_up_and_shown_when_nothing_more_fits() {
     let today: i64 =
         db.one("SELECT tokens_today FROM ingest.limits WHERE name = 'tokens of a day'");
     assert!((1_880..=2_000).contains(&today), "{today} tokens");
-    assert_eq!(api.tokens_accepted() as i64, today);
+    wait_until("all that was counted has arrived", SOON, || {
+        api.tokens_accepted() as i64 == today
+    });
     assert!(db.one::<bool>("SELECT eta IS NULL FROM ingest.progress"));
     let (chunks, days): (i64, f64) = {
         let row = &db.rows(

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use fake_api::FakeApi;
 use harness::*;
 
 fn dump(db: &Database, options: &[&str]) -> PathBuf {
@@ -156,4 +157,126 @@ fn schema_and_data_can_be_restored_apart() {
         restored.progress_of("Other \"docs\"").counts(),
         (3, 3, 0, 0)
     );
+}
+
+/// A remote pipeline under a limit, in every state that there is: embedded, failed, failed and queued again, waiting for the
+/// next attempt, in flight, waiting.
+fn fill_remote(db: &Database, api: &FakeApi) {
+    db.run("SELECT ingest.set_limit('budget', rpm => 60000, tpm => 6000000, tpd => 100000000, utilization => 0.5)");
+    db.create_remote_pipeline(
+        "docs",
+        api,
+        r#"limits => 'budget', target => 'public.docs', concurrency => 2, batch_size => 4, max_attempts => 3,
+           request => '{"headers": {"x-team": "a"}, "body": {"user": "b"}}'"#,
+    );
+    db.insert_prose("docs", "done", 20, 30);
+    db.run(
+        "INSERT INTO ingest.documents (pipeline, key, content, metadata)
+         VALUES ('docs', 'bad', '', '{}'), ('docs', 'again', ' ', '{\"lang\": \"en\"}')",
+    );
+    db.quiesce();
+    db.run("SELECT ingest.pause('docs')");
+    api.hold_answers();
+    db.insert_prose("docs", "queued", 60, 30);
+    db.run(
+        "SELECT ingest.retry(key => 'again');
+         UPDATE ingest.queue SET attempts = 2, retry_at = clock_timestamp() + '2 s'
+         WHERE document_id = (SELECT max(document_id) FROM ingest.queue)",
+    );
+    db.run("SELECT ingest.resume('docs')");
+    wait_until("requests are being answered", SOON, || {
+        api.in_flight() == 2 && db.progress_of("docs").in_flight > 8
+    });
+    wait_until("the day's total is written down", SOON, || {
+        db.one::<i64>("SELECT requests FROM ingest.limit_day") >= 5
+    });
+}
+
+#[test]
+fn a_remote_backlog_goes_on_in_a_fresh_server_and_nothing_embedded_is_sent_again() {
+    let api = remote::api();
+    let old = Cluster::start(&[]);
+    let db = Database::new_in(&old);
+    fill_remote(&db, &api);
+    let file = dump(&db, &["--serializable-deferrable"]);
+    let rows = [
+        "SELECT name, owner, model, dimensions, base_url, api_key, target, chunk_tokens, limits, concurrency, batch_size, max_attempts,
+                index, on_success, request, paused, created_at FROM ingest.pipelines",
+        "SELECT * FROM ingest.documents ORDER BY id",
+        "SELECT * FROM ingest.failures ORDER BY document_id",
+        "SELECT document_id, pipeline_id, bytes, attempts, retry_at FROM ingest.queue ORDER BY 1",
+        "SELECT * FROM ingest.limit_day",
+        "SELECT name, rpm, tpm, rpd, tpd, utilization FROM ingest.limits",
+        "SELECT documents, embedded, pending + in_flight, failed, chunks, tokens FROM ingest.progress",
+        "SELECT * FROM public.docs ORDER BY id",
+    ];
+    let before = rows.map(|sql| db.rows_as_text(sql));
+    let (requests, tokens): (i64, i64) = {
+        let row = &db.rows("SELECT requests, tokens FROM ingest.limit_day")[0];
+        (row.get(0), row.get(1))
+    };
+    db.disconnect();
+    old.stop_server("immediate");
+    wait_until("the old server's requests are off", SOON, || {
+        api.in_flight() == 0
+    });
+    let newest: i64 = 22 + 60;
+
+    let new = Cluster::start(&[("pg_ingest.workers", "0")]);
+    let restored = Database::empty_in(&new);
+    restore(&file, &restored);
+    assert_eq!(rows.map(|sql| restored.rows_as_text(sql)), before);
+    api.reset();
+    api.release_answers();
+    new.reload(&[("pg_ingest.workers", "1")]);
+    // Nobody commits anything: the worker has to find out by itself.
+    remote::all_embedded_but(&restored, "docs", 82, 2);
+    assert_eq!(
+        api.distinct_inputs(),
+        60,
+        "what was embedded is not sent again"
+    );
+    assert_eq!(api.repeated_inputs(), 0);
+    assert!(
+        api.requests()
+            .iter()
+            .all(|r| r.header("x-team") == Some("a"))
+    );
+    let failed = restored.rows_as_text("SELECT key, attempts, first_failed_at < last_failed_at AS again FROM ingest.failures ORDER BY key");
+    assert_eq!(
+        failed,
+        [
+            r#"{"key": "again", "again": true, "attempts": 2}"#,
+            r#"{"key": "bad", "again": false, "attempts": 1}"#
+        ]
+    );
+    restored.quiesce();
+    let row = &restored.rows("SELECT requests_today, tokens_today FROM ingest.limits")[0];
+    let today: (i64, i64) = (row.get(0), row.get(1));
+    assert_eq!(
+        today,
+        (
+            requests + api.accepted() as i64,
+            tokens + api.tokens_accepted() as i64
+        ),
+        "the day goes on where it was"
+    );
+    // The sequences go on where they were: nothing new takes the number of something restored.
+    restored.insert_prose("docs", "new", 5, 30);
+    restored.create_remote_pipeline("second", &api, "");
+    restored.insert_prose("second", "new", 5, 30);
+    remote::all_embedded_but(&restored, "docs", 87, 2);
+    remote::all_embedded(&restored, "second", 5);
+    let ids: (i64, i64) = {
+        let row = &restored
+            .rows("SELECT min(id), count(DISTINCT id) FROM ingest.documents WHERE key LIKE 'new%'")
+            [0];
+        (row.get(0), row.get(1))
+    };
+    assert_eq!(ids, (newest + 1, 10));
+    assert_eq!(
+        restored.all::<i32>("SELECT pipeline_id FROM ingest.pipeline ORDER BY 1"),
+        [1, 2]
+    );
+    assert!(restored.one::<bool>("SELECT bool_and(ok) FROM ingest.doctor()"));
 }

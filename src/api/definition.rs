@@ -12,7 +12,7 @@ use pgrx::spi::quote_qualified_identifier;
 use crate::api::targets::table_name;
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
-use crate::{access, settings};
+use crate::{access, reading, settings};
 
 /// A pipeline as SQL functions need it.
 pub struct Definition {
@@ -205,7 +205,7 @@ pub fn owned_pipelines() -> Vec<i32> {
     // SAFETY: a plain read.
     let user = unsafe { pg_sys::GetUserId() };
     let _acting = ActingAs::extension_owner();
-    Spi::get_one_with_args(
+    reading::one(
         "SELECT coalesce(array_agg(pipeline_id), '{}') FROM ingest.pipeline WHERE pg_has_role($1, owner::oid, 'USAGE')",
         &[user.into()],
     )

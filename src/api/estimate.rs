@@ -12,7 +12,7 @@ use crate::api::text::{cost_of, pipeline_tokenizer};
 use crate::budgets;
 use crate::errors::OrRaise;
 use crate::owner::ActingAs;
-use crate::shmem;
+use crate::{reading, shmem};
 
 /// Documents that are counted.
 const SAMPLE_DOCUMENTS: i32 = 200;
@@ -158,7 +158,7 @@ fn estimate_one(definition: &Definition) -> Row {
 /// Documents and bytes that are queued.
 fn backlog(pipeline_id: i32) -> (u64, u64) {
     let _acting = ActingAs::extension_owner();
-    let (documents, bytes) = Spi::get_two_with_args::<i64, i64>(
+    let (documents, bytes) = reading::two::<i64, i64>(
         "SELECT queued, queued_bytes FROM ingest.totals WHERE pipeline_id = $1",
         &[pipeline_id.into()],
     )
@@ -172,7 +172,7 @@ fn count_sample(definition: &Definition) -> Counted {
     let options = definition.split_options();
     let sample: Vec<i64> = {
         let _acting = ActingAs::extension_owner();
-        Spi::get_one_with_args(
+        reading::one(
             "SELECT array_agg(document_id) FROM ingest.sample_backlog($1, $2)",
             &[definition.pipeline_id.into(), SAMPLE_DOCUMENTS.into()],
         )
@@ -185,7 +185,7 @@ fn count_sample(definition: &Definition) -> Counted {
         pgrx::check_for_interrupts!();
         let content: Option<String> = {
             let _acting = ActingAs::extension_owner();
-            Spi::get_one_with_args(
+            reading::one(
                 "SELECT (SELECT content FROM ingest.documents WHERE id = $1)",
                 &[document.into()],
             )

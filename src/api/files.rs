@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::api::definition::Definition;
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
+use crate::reading::refuse_if_read_only;
 use crate::settings;
 
 /// Files written by one statement: enough that statements cost nothing, few enough that memory stays small.
@@ -66,6 +67,7 @@ impl Batch {
 
 #[pg_extern(sql = false)]
 fn load_files(directory: &str, pattern: &str, pipeline: &str) -> i64 {
+    refuse_if_read_only(c"ingest.load_files()");
     require_server_file_access();
     let definition = Definition::named(pipeline);
     definition.require_ownership();

@@ -9,6 +9,7 @@ use crate::api::MAX_NAME;
 use crate::budgets::{self, Seen};
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
+use crate::reading::refuse_if_read_only;
 use crate::wake;
 
 /// A limit's figures as SQL gives them.
@@ -114,6 +115,7 @@ fn set_limit(
     tpd: Option<i64>,
     utilization: Option<f64>,
 ) {
+    refuse_if_read_only(c"ingest.set_limit()");
     let name = name.unwrap_or_default();
     check_name(name).or_raise();
     let figures = Figures {
@@ -326,6 +328,7 @@ fn require_ownership(name: &str) -> Result<Option<pg_sys::Oid>, UserError> {
 
 #[pg_extern(sql = false)]
 fn drop_limit(name: &str) {
+    refuse_if_read_only(c"ingest.drop_limit()");
     if require_ownership(name).or_raise().is_none() {
         UserError::new(
             PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,

@@ -13,6 +13,7 @@ use crate::api::models::{Connection, Described};
 use crate::api::targets::{create_index, create_or_check_target, drop_indexes, target_for};
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
+use crate::reading::refuse_if_read_only;
 use crate::{budgets, wake};
 
 /// One in so many tokens of a chunk is shared with its neighbour by default.
@@ -123,6 +124,7 @@ fn create_pipeline(
     on_success: Option<&str>,
     request: Option<JsonB>,
 ) {
+    refuse_if_read_only(c"ingest.create_pipeline()");
     let name = name.unwrap_or_default();
     check_name(name).or_raise();
     let model = parse_model(model.unwrap_or("local/all-MiniLM-L6-v2")).or_raise();
@@ -268,6 +270,7 @@ fn alter_pipeline(
     on_success: Option<&str>,
     request: Option<JsonB>,
 ) {
+    refuse_if_read_only(c"ingest.alter_pipeline()");
     let definition = Definition::named(name.unwrap_or_default());
     definition.require_ownership();
     let parsed = parse_model(&definition.model).or_raise();
@@ -383,6 +386,7 @@ fn cleared<'a>(given: Option<&'a str>, present: Option<&'a str>) -> Option<&'a s
 
 #[pg_extern(sql = false)]
 fn drop_pipeline(name: &str, drop_target: bool) {
+    refuse_if_read_only(c"ingest.drop_pipeline()");
     let definition = Definition::named(name);
     definition.require_ownership();
     {
@@ -422,16 +426,19 @@ fn set_paused(name: &str, paused: bool) {
 
 #[pg_extern(sql = false)]
 fn pause(pipeline: &str) {
+    refuse_if_read_only(c"ingest.pause()");
     set_paused(pipeline, true);
 }
 
 #[pg_extern(sql = false)]
 fn resume(pipeline: &str) {
+    refuse_if_read_only(c"ingest.resume()");
     set_paused(pipeline, false);
 }
 
 #[pg_extern(sql = false)]
 fn retry(pipeline: Option<&str>, key: Option<&str>, error_class: Option<&str>) -> i64 {
+    refuse_if_read_only(c"ingest.retry()");
     let owned: Vec<i32> = match pipeline {
         Some(name) => {
             let definition = Definition::named(name);

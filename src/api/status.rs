@@ -137,6 +137,15 @@ pub fn require_worker() {
                 .hint("Add pg_ingest to shared_preload_libraries in postgresql.conf and restart the server.")
                 .raise();
         }
+        // SAFETY: a plain global.
+        if unsafe { pg_sys::RecoveryInProgress() } {
+            error
+                .hint(
+                    "Ask the primary for the query's vector with ingest.embed(), and here for the rows of the pipeline's target \
+                     next to it: ORDER BY embedding <=> '[…]' LIMIT 10.",
+                )
+                .raise();
+        }
         error.raise();
     }
 }

@@ -5,7 +5,7 @@
 //! (after CREATE EXTENSION, or a commit that found nobody to wake).
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{
@@ -27,6 +27,12 @@ const LONGEST_RESTART_WAIT: Duration = Duration::from_secs(30);
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// Databases looked at for the extension at the same time.
 const MAX_LOOKS: usize = 2;
+/// Seconds after which the log tells again that the server has no room for a worker.
+const TELL_AGAIN: u32 = 600;
+/// When the log told it last, in seconds since 1970.
+static TOLD: AtomicU32 = AtomicU32::new(0);
+/// The connection limit of a database whose DROP was interrupted: DATCONNLIMIT_INVALID_DB.
+const HALF_DROPPED: i32 = -2;
 /// A worker that ran for so long was fine: the next wait is the first again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
@@ -228,9 +234,14 @@ fn start_worker(database: pg_sys::Oid, number: i32) -> Option<DynamicBackgroundW
     match started {
         Ok(handle) => Some(handle),
         Err(_) => {
-            log!(
-                "pg_ingest: no background worker can be started now, and it is tried again; raise max_worker_processes"
-            );
+            let now = shmem::unix_now();
+            // Rarely, however often it is tried.
+            if now.saturating_sub(TOLD.load(Ordering::Relaxed)) >= TELL_AGAIN {
+                TOLD.store(now, Ordering::Relaxed);
+                log!(
+                    "pg_ingest: no background worker can be started now, and it is tried again; raise max_worker_processes"
+                );
+            }
             None
         }
     }
@@ -271,7 +282,8 @@ fn all_databases() -> Vec<(pg_sys::Oid, String)> {
             let row = header
                 .byte_add(usize::from((*header).t_hoff))
                 .cast::<pg_sys::FormData_pg_database>();
-            if (*row).datallowconn && !(*row).datistemplate {
+            let takes_connections = (*row).datallowconn && (*row).datconnlimit != HALF_DROPPED;
+            if takes_connections && !(*row).datistemplate {
                 let name = std::ffi::CStr::from_ptr((*row).datname.data.as_ptr());
                 found.push(((*row).oid, name.to_string_lossy().into_owned()));
             }

@@ -26,8 +26,10 @@ use crate::worker::transaction::{SqlError, transaction};
 
 /// A busy worker folds the counters so often, that progress stays cheap while rows are inserted one by one.
 const FOLD_INTERVAL: Duration = Duration::from_secs(1);
-/// Wait after an unexpected error before going on, so that a broken state fills no log.
+/// Wait after an unexpected error before going on.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
+/// Time after which the log tells the same error again, so that a broken state fills no log.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Frees the slot whichever way the process ends.
 #[pg_guard]
@@ -67,6 +69,7 @@ pub extern "C-unwind" fn pg_ingest_worker_main(argument: pg_sys::Datum) {
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
+    configure_session();
     match transaction(extension_exists) {
         Ok(true) => {}
         Ok(false) => {
@@ -126,7 +129,6 @@ impl Worker {
         database: pg_sys::Oid,
         number: i32,
     ) -> Result<Self, String> {
-        transaction(configure_session).map_err(|e| e.to_string())?;
         let bell = Arc::new(EventFd::new().map_err(|e| e.to_string())?);
         let ringer = Arc::clone(&bell);
         let engine = Engine::start(engine::Config {
@@ -165,6 +167,7 @@ impl Worker {
 
     fn run(&mut self) {
         let slot = &self.shared.workers[self.slot];
+        let mut told: Option<(String, Instant)> = None;
         loop {
             let wakes = slot.wakes();
             if reload_settings() && self.number == 0 {
@@ -175,7 +178,13 @@ impl Worker {
                 if error.is_transient() {
                     return Turn::Wait(Some(AFTER_ERROR / 10));
                 }
-                log!("pg_ingest: {error}");
+                let known = told
+                    .take()
+                    .filter(|(message, at)| *message == error.message && at.elapsed() < TELL_AGAIN);
+                told = known.or_else(|| {
+                    log!("pg_ingest: {error}");
+                    Some((error.message.clone(), Instant::now()))
+                });
                 shmem::set_last_error(self.slot, &error.message);
                 // A claim may be committed that is not known here.
                 slot.review.store(true, Ordering::SeqCst);
@@ -187,10 +196,10 @@ impl Worker {
                 Turn::Wait(timeout) => {
                     // SAFETY: outside a transaction: autovacuum learns of the last writes before the worker sleeps.
                     unsafe { pg_sys::pgstat_report_stat(true) };
-                    report_activity(if self.claims.is_empty() {
-                        c"idle"
-                    } else {
+                    report_activity(if self.is_busy() {
                         c"embedding"
+                    } else {
+                        c"idle"
                     });
                     // Woken in the middle of the turn, after it had looked.
                     let woken = slot.wakes() != wakes;
@@ -263,7 +272,7 @@ impl Worker {
         if self.unreleased && self.claims.is_empty() {
             self.unreleased = release(self.shared, self.database, self.number)?;
         }
-        if self.number == 0 && self.claims.is_empty() && self.build_index()? {
+        if self.number == 0 && !self.is_busy() && self.build_index()? {
             return Ok(Turn::Again);
         }
         let due = [
@@ -371,12 +380,17 @@ impl Worker {
         Ok(true)
     }
 
+    /// Whether it holds documents other than those whose target takes nothing now.
+    fn is_busy(&self) -> bool {
+        self.claims.len() > self.settler.kept()
+    }
+
     fn show_state(&self) {
         let slot = &self.shared.workers[self.slot];
-        let state = if self.claims.is_empty() {
-            WorkerState::Idle
-        } else {
+        let state = if self.is_busy() {
             WorkerState::Running
+        } else {
+            WorkerState::Idle
         };
         slot.state.store(state as u8, Ordering::Relaxed);
         slot.documents
@@ -384,26 +398,38 @@ impl Worker {
     }
 }
 
-/// The settings under which the worker's statements run, whatever the database or role says.
+/// The settings under which the worker's statements run, whatever the database or role says. Outside a transaction: the
+/// first one is to run under them already.
 fn configure_session() {
-    for setting in [
-        "search_path = pg_catalog, pg_temp",
-        "default_transaction_read_only = off",
-        "default_transaction_isolation = 'read committed'",
-        "statement_timeout = 0",
-        "idle_in_transaction_session_timeout = 0",
-        "idle_session_timeout = 0",
+    for (name, value) in [
+        (c"role", c"none"),
+        (c"session_replication_role", c"origin"),
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_deferrable", c"off"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"statement_timeout", c"0"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        (c"idle_session_timeout", c"0"),
         // A lock that somebody keeps is waited for outside a transaction, in between other work.
-        "lock_timeout = '200ms'",
+        (c"lock_timeout", c"200ms"),
         #[cfg(any(feature = "pg17", feature = "pg18"))]
-        "transaction_timeout = 0",
-        "row_security = on",
-        "jit = off",
+        (c"transaction_timeout", c"0"),
+        (c"row_security", c"on"),
+        (c"jit", c"off"),
         // The queue grows and shrinks by orders of magnitude between two ANALYZEs: its indexes are always right.
-        "enable_seqscan = off",
-        "plan_cache_mode = force_generic_plan",
+        (c"enable_seqscan", c"off"),
+        (c"plan_cache_mode", c"force_generic_plan"),
     ] {
-        let _ = Spi::run(&format!("SET {setting}"));
+        // SAFETY: static C strings, on the main thread.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+            );
+        }
     }
 }
 

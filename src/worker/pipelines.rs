@@ -46,6 +46,13 @@ pub struct Active {
     pub blocked_for: Option<Duration>,
 }
 
+impl Active {
+    /// Whether it is blocked, and not to be tried now.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked_for.is_some_and(|wait| !wait.is_zero())
+    }
+}
+
 /// The part of a definition that the engine works by, as it is written in the table, with the settings that matter for it.
 /// As long as it does not change, neither does [`Active::spec`], so that keys are not read and documents of a pipeline
 /// are packed together.
@@ -95,8 +102,7 @@ impl Known {
     /// Whether what was found out about it may be different now: its key was refused, it could not be used, or it was
     /// blocked and is to be tried again.
     fn is_worth_another_look(&self, now: &Active) -> bool {
-        let ready = |p: &Active| p.blocked_for.is_none_or(|wait| wait.is_zero());
-        self.stale || (ready(now) && (!ready(&self.active) || self.active.spec.is_err()))
+        self.stale || (!now.is_blocked() && (self.active.is_blocked() || self.active.spec.is_err()))
     }
 }
 
@@ -351,8 +357,7 @@ impl Pipelines {
 
     /// Those to take documents for now.
     pub fn ready(&self) -> impl Iterator<Item = &Active> {
-        self.rows()
-            .filter(|p| !p.paused && p.blocked_for.is_none_or(|wait| wait.is_zero()))
+        self.rows().filter(|p| !p.paused && !p.is_blocked())
     }
 
     /// Those that would be ready if they could be used at all, with the reason.
@@ -366,9 +371,10 @@ impl Pipelines {
             .collect()
     }
 
-    /// The paused ones.
+    /// The paused and blocked ones: nothing of them is to be sent.
     pub fn paused(&self) -> Vec<i32> {
-        self.rows().filter(|p| p.paused).map(|p| p.id).collect()
+        let paused = self.rows().filter(|p| p.paused || p.is_blocked());
+        paused.map(|p| p.id).collect()
     }
 
     /// When the first blocked pipeline is to be tried again.

@@ -17,7 +17,7 @@ use crate::worker::claim::{Claim, Claims};
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::process::reach;
 use crate::worker::transaction::{SqlError, transaction};
-use crate::worker::write::{accepts_nothing, block_if_waited_for, write};
+use crate::worker::write::{accepts_no_rows, block_if_waited_for, block_now, write};
 
 /// Chunks written by one transaction at most; a larger document is written alone.
 const MAX_CHUNKS: usize = 4096;
@@ -29,14 +29,26 @@ const LOCK_PATIENCE: u32 = 8;
 /// Wait before a pipeline is written again whose target was locked.
 const STUCK_WAIT: Duration = Duration::from_secs(1);
 
+/// Chunks of one pipeline that are kept at most while its target takes nothing: some 50 MB of vectors.
+const MAX_KEPT_CHUNKS: usize = 8192;
+
 /// Settles documents, and remembers those that had to wait.
 pub struct Settler {
     shared: &'static Shared,
     database: pg_sys::Oid,
     postponed: Vec<Outcome>,
+    kept: BTreeMap<i32, Kept>,
     stuck: BTreeSet<i32>,
     not_before: Instant,
     random: RandomState,
+}
+
+/// Answers that are paid for, of a pipeline whose target takes nothing: they are written when it is tried again.
+struct Kept {
+    /// What the target says.
+    error: EmbedError,
+    outcomes: Vec<Outcome>,
+    chunks: usize,
 }
 
 impl Settler {
@@ -46,6 +58,7 @@ impl Settler {
             shared,
             database,
             postponed: Vec::new(),
+            kept: BTreeMap::new(),
             stuck: BTreeSet::new(),
             not_before: Instant::now(),
             random: RandomState::new(),
@@ -56,6 +69,11 @@ impl Settler {
     pub fn next_attempt(&self) -> Option<Duration> {
         (!self.postponed.is_empty())
             .then(|| self.not_before.saturating_duration_since(Instant::now()))
+    }
+
+    /// How many answers wait until their pipeline is tried again.
+    pub fn kept(&self) -> usize {
+        self.kept.values().map(|kept| kept.outcomes.len()).sum()
     }
 
     /// Pipelines not to take documents of now: their answers wait for a lock, or they have just been blocked.
@@ -78,6 +96,10 @@ impl Settler {
         if self.not_before <= Instant::now() {
             outcomes.append(&mut self.postponed);
             self.stuck.clear();
+        }
+        let due = |id: &i32, _: &mut Kept| pipelines.get(*id).is_none_or(|p| !p.is_blocked());
+        for (_, kept) in self.kept.extract_if(.., due) {
+            outcomes.extend(kept.outcomes);
         }
         let mut by_pipeline: BTreeMap<i32, Vec<Outcome>> = BTreeMap::new();
         for outcome in outcomes {
@@ -141,6 +163,10 @@ impl Settler {
         forgive: bool,
         patience: &mut u32,
     ) -> Result<(), SqlError> {
+        self.keep_if_in_vain(&mut batch, pipeline.id);
+        if batch.is_empty() {
+            return Ok(());
+        }
         let jitter = self.random.hash_one(Instant::now());
         let written = {
             let _working = claims.work(batch.iter().map(Outcome::ticket));
@@ -197,17 +223,58 @@ impl Settler {
             self.not_before = Instant::now() + STUCK_WAIT;
             return Ok(());
         }
-        let refused: Vec<Outcome> = batch
-            .iter()
-            .filter(|outcome| matches!(outcome, Outcome::Embedded { .. }))
-            .map(|outcome| refused_by_target(outcome.ticket(), pipeline, &error))
-            .collect();
-        if refused.is_empty() {
+        let [Outcome::Embedded { ticket, .. }] = batch[..] else {
             // Not even the failure could be noted.
             self.postpone(batch);
             return Err(error);
+        };
+        let takes_nothing = takes_nothing(pipeline, &error);
+        let error = refusal(&error);
+        if takes_nothing {
+            if let Err(error) = transaction(|| block_now(pipeline, &error)) {
+                self.postpone(batch);
+                return Err(error);
+            }
+            self.stuck.insert(pipeline.id);
+            self.kept.entry(pipeline.id).or_insert(Kept {
+                error,
+                outcomes: Vec::new(),
+                chunks: 0,
+            });
+            self.keep_if_in_vain(&mut batch, pipeline.id);
+        } else {
+            batch = vec![Outcome::Failed {
+                ticket,
+                error: EmbedError {
+                    model_unusable: false,
+                    ..error
+                },
+            }];
         }
-        self.settle_batch(refused, claims, pipeline, forgive, patience)
+        self.settle_batch(batch, claims, pipeline, forgive, patience)
+    }
+
+    /// Takes out of a batch what need not be tried, because the pipeline's target has just been seen to take nothing. What
+    /// there is no room for is given back, to be embedded once more.
+    fn keep_if_in_vain(&mut self, batch: &mut Vec<Outcome>, pipeline: i32) {
+        let Some(kept) = self.kept.get_mut(&pipeline) else {
+            return;
+        };
+        for outcome in std::mem::take(batch) {
+            match outcome {
+                Outcome::Embedded { ref chunks, .. }
+                    if kept.chunks + chunks.len() <= MAX_KEPT_CHUNKS =>
+                {
+                    kept.chunks += chunks.len();
+                    kept.outcomes.push(outcome);
+                }
+                Outcome::Embedded { ticket, .. } => batch.push(Outcome::Unusable {
+                    ticket,
+                    error: kept.error.clone(),
+                }),
+                other => batch.push(other),
+            }
+        }
     }
 
     fn count(&self, outcome: &Outcome, claim: Option<&Claim>) {
@@ -260,11 +327,11 @@ fn batches(outcomes: Vec<Outcome>, claims: &Claims) -> Vec<Vec<Outcome>> {
     batches
 }
 
-/// What an error while writing a document's chunks says: that the pipeline cannot go on until somebody acts (its target is
-/// gone, forbidden or full), or that the rows of this document are refused, by a constraint or a trigger.
-fn refused_by_target(ticket: u64, pipeline: &Active, error: &SqlError) -> Outcome {
+/// Whether an error while writing a document's chunks says that the target takes none at all until somebody acts (it is gone,
+/// forbidden, full or another table by now), and not that a constraint or a trigger refuses the rows of this document.
+fn takes_nothing(pipeline: &Active, error: &SqlError) -> bool {
     use PgSqlErrorCode as C;
-    let everybody = match error.code {
+    match error.code {
         C::ERRCODE_READ_ONLY_SQL_TRANSACTION
         | C::ERRCODE_INSUFFICIENT_RESOURCES
         | C::ERRCODE_DISK_FULL
@@ -274,23 +341,16 @@ fn refused_by_target(ticket: u64, pipeline: &Active, error: &SqlError) -> Outcom
         | C::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION
         | C::ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION
         | C::ERRCODE_IO_ERROR => true,
-        // A trigger raises these for one document, a target that is no more for all.
-        C::ERRCODE_UNDEFINED_TABLE
-        | C::ERRCODE_UNDEFINED_COLUMN
-        | C::ERRCODE_UNDEFINED_OBJECT
-        | C::ERRCODE_DATATYPE_MISMATCH
-        | C::ERRCODE_INSUFFICIENT_PRIVILEGE => !accepts_nothing(pipeline),
-        _ => false,
-    };
+        // A trigger may raise anything for one document.
+        _ => !accepts_no_rows(pipeline),
+    }
+}
+
+/// The error that a target's refusal is to a document or a pipeline.
+fn refusal(error: &SqlError) -> EmbedError {
     let message = format!("the target table refused the chunks: {error}");
-    let error = EmbedError::new(ErrorClass::Internal, message);
-    if everybody {
-        let error = EmbedError {
-            model_unusable: true,
-            ..error
-        };
-        Outcome::Unusable { ticket, error }
-    } else {
-        Outcome::Failed { ticket, error }
+    EmbedError {
+        model_unusable: true,
+        ..EmbedError::new(ErrorClass::Internal, message)
     }
 }

@@ -14,6 +14,7 @@ use pgrx::spi::SpiClient;
 use crate::api::documents::archiving;
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
+use crate::wake;
 use crate::worker::claim::{Claim, Claims};
 use crate::worker::pipelines::Active;
 use crate::worker::transaction::{run, transaction};
@@ -84,24 +85,38 @@ pub fn write(
 }
 
 /// Whether a pipeline's target takes a DELETE and an INSERT of no rows: it is there, with its columns, and its owner may.
-pub fn accepts_nothing(pipeline: &Active) -> bool {
+pub fn accepts_no_rows(pipeline: &Active) -> bool {
     let Ok(target) = &pipeline.target else {
         return false;
     };
-    transaction(|| {
+    let fits = transaction(|| {
+        let fits = Spi::connect_mut(|client| {
+            run(
+                client,
+                "SELECT a.atttypmod = -1 OR a.atttypmod = $2 OR t.typname NOT IN ('vector', 'halfvec')
+                 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                 WHERE a.attrelid = to_regclass($1) AND a.attname = 'embedding'",
+                &[target.as_str().into(), (pipeline.dimensions as i32).into()],
+            )?
+            .first()
+            .get_one::<bool>()
+        })
+        .or_raise();
         let _acting = ActingAs::new(pipeline.owner);
         Spi::run(&format!(
-            "DELETE FROM {target} WHERE document_key = 'none' AND false"
+            "WITH gone AS (DELETE FROM {target} WHERE document_key = ANY ('{{}}'::text[]) AND false RETURNING tokens)
+             SELECT coalesce(sum(tokens), 0)::bigint FROM gone"
         ))
         .or_raise();
         Spi::run(&format!(
             "INSERT INTO {target} (document_key, chunk_no, content, tokens, metadata, embedding)
-             SELECT '', 0, '', 0, '{{}}'::jsonb, NULL::{} WHERE false",
+             SELECT ''::text, 0, ''::text, 0, '{{}}'::jsonb, NULL::{} WHERE false",
             pipeline.vector_type
         ))
         .or_raise();
-    })
-    .is_ok()
+        fits
+    });
+    matches!(fits, Ok(Some(true)))
 }
 
 /// Staging rows that are deleted on success are locked before their queue rows, in the order in which users' statements
@@ -550,7 +565,12 @@ pub fn block_if_waited_for(pipeline: &Active, error: &EmbedError) -> bool {
     .or_raise()
 }
 
-/// Stops taking documents of a pipeline, visibly, for a while.
+/// Blocks a pipeline. Inside a transaction.
+pub fn block_now(pipeline: &Active, error: &EmbedError) {
+    Spi::connect_mut(|client| block(client, pipeline, error)).or_raise();
+}
+
+/// Stops taking documents of a pipeline, visibly, for a while; what it holds and has not sent goes back.
 fn block(
     client: &mut SpiClient,
     pipeline: &Active,
@@ -577,6 +597,7 @@ fn block(
         ],
     )?;
     if !blocked.is_empty() {
+        wake::review_at_commit();
         warning!(
             "pg_ingest: pipeline {:?} is blocked: {message}",
             pipeline.name

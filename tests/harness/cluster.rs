@@ -7,7 +7,7 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use postgres::{Client, Config, NoTls};
@@ -109,6 +109,40 @@ impl Cluster {
 
     /// Makes one and does not start it, for a test that lays files into [`home`](Self::home) first.
     pub fn make(settings: &[(&str, &str)]) -> Self {
+        let cluster = Self::reserve();
+        cluster.make_data(settings);
+        cluster
+    }
+
+    /// A hot standby of a running server, by streaming replication, started. It has the same settings, and these.
+    pub fn standby_of(primary: &Self, settings: &[(&str, &str)]) -> Self {
+        let standby = Self::reserve();
+        primary.run(
+            primary
+                .program("pg_basebackup")
+                .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+                .arg("--pgdata")
+                .arg(standby.data()),
+        );
+        for (name, value) in primary.settings().iter() {
+            // Directories are each server's own.
+            standby.remember(
+                name,
+                &value.replace(&*primary.home.to_string_lossy(), "{home}"),
+            );
+        }
+        standby.configure(settings);
+        standby.start_server();
+        standby
+    }
+
+    /// Ends a standby's recovery: it takes writes from now on.
+    pub fn promote(&self) {
+        self.run(self.pg_ctl("promote").args(["-w", "-t", "60"]));
+    }
+
+    /// A directory for one.
+    fn reserve() -> Self {
         let pg_config = std::env::var("PG_CONFIG").unwrap_or_else(|_| "pg_config".into());
         let programs = PathBuf::from(ask(&pg_config, "--bindir"));
         let share = PathBuf::from(ask(&pg_config, "--sharedir"));
@@ -127,20 +161,21 @@ impl Cluster {
             .tempdir_in("/tmp")
             .expect("a directory in /tmp")
             .keep();
-        let user = server_user();
-        if let Some(user) = user {
-            chown(&home, Some(user.uid), Some(user.gid)).expect("root gives directories away");
-        }
         let mut cluster = Self {
             home,
             programs,
-            user,
+            user: server_user(),
             settings: Mutex::default(),
             version: None,
             watchdog: Mutex::default(),
         };
+        cluster.own(&cluster.home);
         cluster.watch();
-        cluster.run(cluster.program("initdb").args([
+        cluster
+    }
+
+    fn make_data(&self, settings: &[(&str, &str)]) {
+        self.run(self.program("initdb").args([
             "--pgdata=data",
             "--username=postgres",
             "--auth=trust",
@@ -148,11 +183,8 @@ impl Cluster {
             "--locale=C",
             "--no-sync",
         ]));
-        for (name, value) in SETTINGS.iter().chain(settings) {
-            cluster.remember(name, value);
-        }
-        cluster.write_settings();
-        cluster
+        self.configure(&SETTINGS);
+        self.configure(settings);
     }
 
     /// Its directory, which the server's user owns: data, socket, log, and whatever a test lays there.
@@ -169,6 +201,13 @@ impl Cluster {
     pub fn installed_models() -> PathBuf {
         let pg_config = std::env::var("PG_CONFIG").unwrap_or_else(|_| "pg_config".into());
         PathBuf::from(ask(&pg_config, "--sharedir")).join("pg_ingest/models")
+    }
+
+    /// Gives a file or directory to the user that the server runs as.
+    pub fn own(&self, path: &Path) {
+        if let Some(user) = self.user {
+            chown(path, Some(user.uid), Some(user.gid)).expect("root gives directories away");
+        }
     }
 
     /// A directory that the server can read, with these files in it. Names may hold subdirectories.
@@ -239,19 +278,21 @@ impl Cluster {
     /// Stops it fast, takes further settings, and starts it.
     pub fn restart(&self, settings: &[(&str, &str)]) {
         self.stop_server("fast");
+        self.configure(settings);
+        self.start_server();
+    }
+
+    /// Takes further settings, for the next start.
+    pub fn configure(&self, settings: &[(&str, &str)]) {
         for (name, value) in settings {
             self.remember(name, value);
         }
         self.write_settings();
-        self.start_server();
     }
 
     /// Takes further settings without a restart, and waits until new sessions have them.
     pub fn reload(&self, settings: &[(&str, &str)]) {
-        for (name, value) in settings {
-            self.remember(name, value);
-        }
-        self.write_settings();
+        self.configure(settings);
         let before = self.loaded_at();
         self.run(&mut self.pg_ctl("reload"));
         wait_until("the settings are reread", SOON, || {
@@ -349,20 +390,16 @@ impl Cluster {
 
     fn remember(&self, name: &str, value: &str) {
         let value = value.replace("{home}", &self.home.to_string_lossy());
-        self.settings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name.into(), value);
+        self.settings().insert(name.into(), value);
+    }
+
+    fn settings(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write_settings(&self) {
         let mut text = String::new();
-        for (name, value) in self
-            .settings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-        {
+        for (name, value) in self.settings().iter() {
             let _ = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
         }
         fs::write(self.data().join("postgresql.conf"), text).expect("the settings can be written");

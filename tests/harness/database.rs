@@ -158,6 +158,15 @@ impl<'c> Database<'c> {
         }
     }
 
+    /// One that is there already, such as another one's copy on a standby.
+    pub fn present_in(cluster: &'c Cluster, name: &str) -> Self {
+        Self {
+            cluster,
+            client: RefCell::new(Some(cluster.client(name))),
+            name: name.to_owned(),
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

@@ -130,6 +130,12 @@ pub fn impatient_cluster() -> &'static Cluster {
 /// Waits for the documents of a pipeline and sees that each is embedded, and rightly.
 #[track_caller]
 pub fn all_embedded(db: &Database, pipeline: &str, documents: usize) {
+    all_embedded_but(db, pipeline, documents, 0);
+}
+
+/// The same where so many of them are failures.
+#[track_caller]
+pub fn all_embedded_but(db: &Database, pipeline: &str, documents: usize, failures: usize) {
     let settled = format!(
         "SELECT ingest.wait({}, timeout => '60 s')",
         quoted(pipeline)
@@ -140,15 +146,19 @@ pub fn all_embedded(db: &Database, pipeline: &str, documents: usize) {
         db.progress_of(pipeline),
         db.rows_as_text("SELECT * FROM ingest.failures")
     );
-    let all = documents as i64;
+    let (all, failed) = (documents as i64, failures as i64);
     let progress = db.progress_of(pipeline);
     assert_eq!(
         progress.counts(),
-        (all, all, 0, 0),
+        (all, all - failed, 0, failed),
         "{pipeline}: {:?}",
         db.rows_as_text("SELECT * FROM ingest.failures")
     );
-    let chunks = db.check_vectors(&format!("ingest.{pipeline}_chunks"));
+    let table: String = db.one(&format!(
+        "SELECT target::text FROM ingest.pipelines WHERE name = {}",
+        quoted(pipeline)
+    ));
+    let chunks = db.check_vectors(&table);
     assert_eq!(chunks as i64, progress.chunks, "{pipeline}");
 }
 
