@@ -1,0 +1,6 @@
+//! The long tests, each a function that takes its size, asserts its promise and returns the figures that it measured.
+//! The quick tests call them small, the program `torture` calls them large.
+
+mod health;
+
+pub use health::health;
