@@ -2,5 +2,7 @@
 //! The quick tests call them small, the program `torture` calls them large.
 
 mod health;
+mod signals;
 
 pub use health::health;
+pub use signals::signals;
