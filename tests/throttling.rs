@@ -1,13 +1,14 @@
 //! Promise: a provider that is busy is waited for, by everybody on its limit, and it costs nobody an attempt; what needs a
 //! person says so, and fails nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fake_api::{
     Behaviour, FakeApi, Fault, Latency, Limits, Record, Request, RetryAfter, RetryHints, Verdict,
 };
 use harness::remote::{
-    KEY, OTHER_KEY, all_embedded, behaviour, case, embed, same_vector, server_log,
+    KEY, OTHER_KEY, all_embedded, behaviour, case, case_of, embed, same_vector, server_log,
 };
 use harness::secrecy::the_key_is_nowhere;
 use harness::*;
@@ -414,4 +415,87 @@ fn a_key_that_is_not_there_yet_blocks_until_it_is() {
     );
     assert_eq!(db.progress_of("late").last_error, None);
     same_vector(&embed(&db, "a question", "late"), "a question");
+}
+
+#[test]
+fn a_retry_after_that_makes_no_sense_is_not_needed() {
+    let db = Database::new();
+    let api = FakeApi::start(behaviour());
+    let nonsense = [
+        "",
+        "soon",
+        "NaN",
+        "-5",
+        "1e-3",
+        "0x10",
+        "Fri, 32 Foo 2099 25:61:61 GMT",
+        "0",
+    ];
+    for (number, value) in nonsense.into_iter().enumerate() {
+        // Each is said once to a pipeline of its own.
+        let name = format!("p{number}");
+        let (of, told) = (name.clone(), AtomicBool::new(false));
+        api.on_request(move |request| {
+            let first = case_of(request) == of && !told.swap(true, Ordering::SeqCst);
+            first.then(|| Fault::Answer {
+                status: 429,
+                headers: vec![("retry-after".into(), value.into())],
+                body: "<html><title>Slow down</title></html>".into(),
+            })
+        });
+        db.create_remote_pipeline(&name, &api, &format!("max_attempts => 1, {}", case(&name)));
+        db.insert_prose(&name, "d", 3, 5);
+    }
+    for number in 0..nonsense.len() {
+        all_embedded(&db, &format!("p{number}"), 3);
+    }
+}
+
+#[test]
+fn an_answer_of_other_dimensions_blocks_and_says_both_figures() {
+    let db = Database::new();
+    let api = FakeApi::start(behaviour());
+    db.create_remote_pipeline("p", &api, "max_attempts => 1");
+    api.on_request(|_| Some(Fault::Dimensions(1024)));
+    db.insert_prose("p", "d", 5, 5);
+    wait_until("the pipeline is blocked", SOON, || {
+        let progress = db.progress_of("p");
+        progress.state == "blocked" && progress.in_flight == 0
+    });
+    let progress = db.progress_of("p");
+    assert_eq!(progress.counts(), (5, 0, 5, 0));
+    let error = progress.last_error.expect("it says why");
+    assert!(error.contains("1024") && error.contains("1536"), "{error}");
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.p_chunks"), 0);
+    let query = db.expect_error("SELECT ingest.embed('a question', 'p')");
+    assert!(query.text().contains("1024"), "{query:?}");
+    api.clear_faults();
+    db.run("SELECT ingest.resume('p')");
+    all_embedded(&db, "p", 5);
+}
+
+#[test]
+fn a_redirect_is_not_followed() {
+    let db = Database::new();
+    let (api, elsewhere) = (FakeApi::start(behaviour()), FakeApi::start(behaviour()));
+    let target = elsewhere.openai_url() + "/embeddings";
+    api.on_request(move |_| Some(Fault::redirect(&target)));
+    db.create_remote_pipeline("p", &api, "max_attempts => 1");
+    db.insert_prose("p", "d", 3, 5);
+    wait_until("the pipeline is blocked", SOON, || {
+        db.progress_of("p").state == "blocked"
+    });
+    let error = db.progress_of("p").last_error.expect("it says why");
+    assert!(
+        error.contains("redirect") && error.contains("base_url"),
+        "{error}"
+    );
+    let query = db.expect_error("SELECT ingest.embed('a question', 'p')");
+    assert!(query.text().contains("redirect"), "{query:?}");
+    assert_eq!((elsewhere.arrived(), elsewhere.connections()), (0, 0));
+    db.run(&format!(
+        "SELECT ingest.alter_pipeline('p', base_url => '{}'); SELECT ingest.resume('p')",
+        elsewhere.openai_url()
+    ));
+    all_embedded(&db, "p", 3);
 }

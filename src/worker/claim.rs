@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use embedder::{EmbedError, ErrorClass};
 use engine::{Document, Engine, Outcome, Room, Working};
@@ -13,6 +13,7 @@ use pgrx::prelude::*;
 use crate::errors::OrRaise;
 use crate::journal::{Journal, Note};
 use crate::settings;
+use crate::worker::heads::Heads;
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::process::reach;
 use crate::worker::transaction::{SqlError, run, transaction};
@@ -60,6 +61,8 @@ pub struct Claims {
     takes: u64,
     turn: usize,
     held_back: bool,
+    heads: Heads,
+    look_again: Option<Duration>,
 }
 
 struct Candidate {
@@ -67,6 +70,14 @@ struct Candidate {
     bytes: i32,
     attempts: i32,
     crashes: i32,
+}
+
+/// What a transaction claimed.
+struct Claimed {
+    candidates: Vec<Candidate>,
+    taken: Vec<Taken>,
+    /// How long it looked for them.
+    looking: Duration,
 }
 
 struct Taken {
@@ -90,6 +101,8 @@ impl Claims {
             takes: 0,
             turn: 0,
             held_back: false,
+            heads: Heads::default(),
+            look_again: None,
         }
     }
 
@@ -196,6 +209,11 @@ impl Claims {
         self.held_back
     }
 
+    /// How long until the queue's head is to be looked at again, when the last attempt found nothing above it.
+    pub fn look_again(&self) -> Option<Duration> {
+        self.look_again
+    }
+
     /// Documents that were refused before the engine saw them.
     pub fn take_refused(&mut self) -> Vec<Outcome> {
         std::mem::take(&mut self.refused)
@@ -210,6 +228,7 @@ impl Claims {
         stuck: &[i32],
     ) -> Result<Option<i32>, SqlError> {
         self.held_back = false;
+        self.look_again = None;
         let ready: Vec<&Active> = pipelines
             .ready()
             .filter(|pipeline| !stuck.contains(&pipeline.id))
@@ -243,13 +262,21 @@ impl Claims {
         let token = self.random.hash_one((self.worker, self.takes)) as i64;
         let most = MAX_BATCH.min(room.documents);
         let worker = self.worker;
-        let claimed = transaction(|| claim(pipeline, worker, token, most, room.bytes))?;
+        let from = self.heads.next(pipeline);
+        let claimed = transaction(|| claim(pipeline, worker, token, from, most, room.bytes))?;
         reach(Point::AfterClaim)?;
-        let Some((candidates, taken)) = claimed else {
+        let Some(claimed) = claimed else {
             self.held_back = true;
             return Ok(false);
         };
-        let any = !candidates.is_empty();
+        let (candidates, taken) = (claimed.candidates, claimed.taken);
+        let last = candidates.last().map(|candidate| candidate.id);
+        self.heads.looked(pipeline, from, claimed.looking, last);
+        let any = last.is_some();
+        if !any && from.is_some() {
+            let wait = self.heads.wait(pipeline);
+            self.look_again = Some(self.look_again.map_or(wait, |other| other.min(wait)));
+        }
         let sizes: HashMap<i64, &Candidate> = candidates.iter().map(|c| (c.id, c)).collect();
         for document in taken {
             let Some(candidate) = sizes.get(&document.id) else {
@@ -343,16 +370,17 @@ impl Claims {
     }
 }
 
-/// Marks up to `most` waiting documents of a pipeline as held, the oldest first, as many as fit into `room` bytes but at
-/// least one, and reads them. None while a dump is being restored into this database. Inside a transaction, which may be
+/// Marks up to `most` waiting documents of a pipeline as held, the oldest first of those from `from` on, as many as fit into
+/// `room` bytes but at least one, and reads them. None while a dump is being restored into this database. Inside a transaction, which may be
 /// lost in a crash: the documents are then still waiting.
 fn claim(
     pipeline: i32,
     worker: i32,
     token: i64,
+    from: Option<i64>,
     most: usize,
     room: usize,
-) -> Option<(Vec<Candidate>, Vec<Taken>)> {
+) -> Option<Claimed> {
     Spi::connect_mut(|client| {
         let free = run(
             client,
@@ -380,15 +408,23 @@ fn claim(
             )?;
         }
 
-        // A document may have come with the pause that should hold it, after the definitions were read.
+        // A document may have come with the pause that should hold it, after the definitions were read. Only queue_ready has
+        // this order: with an equality, which makes the first column of it idle, some statistics make the primary key
+        // look cheaper, in which the backlogs of all other pipelines would be read, too.
+        let start = Instant::now();
         let waiting = run(
             client,
             "SELECT document_id, bytes, attempts, crashes FROM ingest.queue
-             WHERE pipeline_id = $1 AND claimed_by IS NULL AND retry_at IS NULL
+             WHERE pipeline_id BETWEEN $1 AND $1 AND document_id >= $3 AND claimed_by IS NULL AND retry_at IS NULL
                AND NOT (SELECT p.paused FROM ingest.pipeline p WHERE p.pipeline_id = $1)
-             ORDER BY document_id LIMIT $2 FOR UPDATE SKIP LOCKED",
-            &[pipeline.into(), (most as i64).into()],
+             ORDER BY pipeline_id, document_id LIMIT $2 FOR UPDATE SKIP LOCKED",
+            &[
+                pipeline.into(),
+                (most as i64).into(),
+                from.unwrap_or(i64::MIN).into(),
+            ],
         )?;
+        let looking = start.elapsed();
         let largest = settings::max_document_size();
         let mut candidates = Vec::new();
         let mut bytes = 0;
@@ -409,7 +445,11 @@ fn claim(
             candidates.push(candidate);
         }
         if candidates.is_empty() {
-            return Ok(Some((candidates, Vec::new())));
+            return Ok(Some(Claimed {
+                candidates,
+                taken: Vec::new(),
+                looking,
+            }));
         }
         run(client, "SET LOCAL synchronous_commit = off", &[])?;
         let ids: Vec<i64> = candidates.iter().map(|c| c.id).collect();
@@ -434,7 +474,11 @@ fn claim(
             });
         }
         drop_orphans(client, &candidates, &taken)?;
-        Ok::<_, pgrx::spi::Error>(Some((candidates, taken)))
+        Ok::<_, pgrx::spi::Error>(Some(Claimed {
+            candidates,
+            taken,
+            looking,
+        }))
     })
     .or_raise()
 }

@@ -281,6 +281,7 @@ impl Worker {
             self.settler.next_attempt(),
             (self.unreleased && self.claims.is_empty()).then_some(AFTER_ERROR),
             self.claims.held_back().then_some(AFTER_ERROR),
+            self.claims.look_again(),
         ];
         Ok(Turn::Wait(due.into_iter().flatten().min()))
     }

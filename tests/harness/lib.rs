@@ -3,7 +3,8 @@
 //! The way through: [`Cluster`] starts a server as an unprivileged user and takes it away again (`cluster`);
 //! [`Database`] is a new database with the extension (`database`); [`wait_until`] waits for a condition, never for a time
 //! (`waiting`); `process` looks at and signals the server's processes; [`texts`] holds something to embed, [`remote`] makes pipelines
-//! that speak to a fake API, [`roles`] users that are no superusers, and [`secrecy`] looks for keys where none must be.
+//! that speak to a fake API, [`roles`] users that are no superusers, [`secrecy`] looks for keys where none must be, and [`torture`]
+//! holds the long tests.
 //!
 //! Environment: `PG_CONFIG` names the Postgres to test (else the `pg_config` on the path), with pgvector, pg_ingest and
 //! the model installed; `PG_INGEST_TEST_USER` names the user that runs it when the tests run as root.
@@ -20,5 +21,5 @@ mod waiting;
 
 pub use cluster::{Cluster, shared_cluster};
 pub use database::{Database, Progress, ServerError, SqlResult, connect_options, quoted};
-pub use process::{cpu_ticks, signal};
+pub use process::{anonymous_memory, cpu_ticks, open_descriptors, signal, threads_of};
 pub use waiting::{SOON, wait_until};

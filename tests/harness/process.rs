@@ -44,3 +44,48 @@ pub(crate) fn processes_in(directory: &Path) -> Vec<i32> {
         .filter_map(|process| process.file_name().to_str()?.parse().ok())
         .collect()
 }
+
+/// Memory of a process that is its own, without what it shares with others, in kB.
+///
+/// # Panics
+/// When the process has ended.
+#[track_caller]
+pub fn anonymous_memory(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number
+        .and_then(|number| number.parse().ok())
+        .expect("proc(5) tells RssAnon")
+}
+
+/// How many file descriptors a process has open, leaving out Postgres's own files, of which it keeps up to
+/// `max_files_per_process` open.
+///
+/// # Panics
+/// When the process has ended.
+#[track_caller]
+pub fn open_descriptors(pid: i32) -> usize {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs");
+    entries
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .filter(|target| !target.components().any(|part| part.as_os_str() == "data"))
+        .count()
+}
+
+/// The ids of a process's threads; the main thread's is the process's own.
+///
+/// # Panics
+/// When the process has ended.
+#[track_caller]
+pub fn threads_of(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
+    let id = |name: std::ffi::OsString| name.to_str()?.parse().ok();
+    tasks
+        .flatten()
+        .filter_map(|task| id(task.file_name()))
+        .collect()
+}

@@ -53,18 +53,8 @@ impl Refusal {
     }
 
     fn from_text(body: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(body);
-        let words = if text.trim_start().starts_with('<') {
-            // A proxy's page; its title says what the status says, or more.
-            let title = text
-                .split_once("<title>")
-                .and_then(|(_, rest)| rest.split_once("</title>"));
-            title.map(|(title, _)| title.to_owned()).unwrap_or_default()
-        } else {
-            text.into_owned()
-        };
         Self {
-            words,
+            words: without_markup(&String::from_utf8_lossy(body)),
             ..Self::default()
         }
     }
@@ -102,11 +92,29 @@ impl Refusal {
             });
             for name in ["message", "error", "detail", "msg"] {
                 if refusal.words.is_empty() {
-                    refusal.words = words_of(&object[name], 0);
+                    refusal.words = without_markup(&words_of(&object[name], 0));
                 }
             }
         }
         refusal
+    }
+}
+
+/// A proxy's page, which a gateway may have packed into words of its own, cut to what can be read: the title, which says
+/// what the status says, or more; else what comes before the page.
+fn without_markup(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    let tags = ["<html", "<!doctype", "<head", "<body", "<?xml"];
+    let page = tags.iter().filter_map(|tag| lower.find(tag)).min();
+    let start = page.or_else(|| lower.trim_start().starts_with('<').then_some(0));
+    let Some(start) = start else {
+        return text.to_owned();
+    };
+    let title = lower.find("<title>").map(|at| at + "<title>".len());
+    let end = title.and_then(|from| Some(from + lower[from..].find("</title>")?));
+    match title.zip(end) {
+        Some((from, to)) => text[from..to].to_owned(),
+        None => text[..start].to_owned(),
     }
 }
 
@@ -548,6 +556,19 @@ mod tests {
             (r#"{"message":{"detail":"f"}}"#, "f"),
             ("plain\r\n\twords\u{1b}[31m", "plain words [31m"),
             ("<html><title>g</title></html>", "g"),
+            ("<HTML><TITLE>G</TITLE></HTML>", "G"),
+            (
+                "upstream: <html><body><h1>h</h1></body></html>",
+                "upstream:",
+            ),
+            (
+                r#"{"error":{"message":"<html><head><title>i</title></head>"}}"#,
+                "i",
+            ),
+            (
+                "tokens < inputs and inputs > 5",
+                "tokens < inputs and inputs > 5",
+            ),
             ("", "Bad Request"),
             ("{}", "Bad Request"),
         ] {
