@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all help quickstart quickstart-stop setup build install uninstall model test test-rust installcheck bench clean
+.PHONY: all help quickstart quickstart-stop setup build install uninstall model test test-rust installcheck torture bench clean
 
 all: help build model
 
@@ -40,6 +40,9 @@ test-rust: ## formatting, clippy, and the tests that need no server
 
 installcheck: ## the tests against a real server, with the extension as installed
 	@scripts/test.sh installcheck
+
+torture: ## the long tests: deaths at every point, random operations, fuzzing, sanitizers
+	@scripts/test.sh torture
 
 bench: ## the benchmarks, as ratios within one run
 	@scripts/test.sh bench

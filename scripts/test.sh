@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests: test.sh all | rust | installcheck | bench.
+# The tests: test.sh all | rust | installcheck | bench | torture.
 #
 # The dependencies take minutes to compile, so everything is arranged to share them: all use the release profile, and
 # all name the package pg_ingest too, because cargo compiles a dependency with the features that the named packages
@@ -55,6 +55,16 @@ benchmarks() {
   with_server "$target_dir/release/bench"
 }
 
+# TORTURE_SEED repeats a run, TORTURE_SCALE makes it longer or shorter, FUZZ_SECONDS is the time for each fuzz target.
+torture() {
+  cargo build --release -p pg_ingest -p tests --bin torture "${features[@]}" --features tests/injection
+  export TORTURE_SEED=${TORTURE_SEED:-$(date +%s)}
+  say "TORTURE_SEED=$TORTURE_SEED"
+  timed with_server "$target_dir/release/torture"
+  timed "$scripts/fuzz.sh" "${FUZZ_SECONDS:-20}"
+  timed "$scripts/sanitize.sh"
+}
+
 # What took how long: the budget of a fresh machine is mostly building.
 timed() {
   local start=$SECONDS
@@ -85,9 +95,17 @@ case ${1:-} in
     use_postgres
     server_tests
     ;;
+  torture)
+    "$scripts/setup.sh"
+    use_postgres
+    step "build and install"
+    "$scripts/install.sh" --injection
+    "$scripts/install.sh"
+    torture
+    ;;
   bench)
     use_postgres
     benchmarks
     ;;
-  *) die "test.sh: say all, rust, installcheck or bench" ;;
+  *) die "test.sh: say all, rust, installcheck, bench or torture" ;;
 esac
