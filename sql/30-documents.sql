@@ -200,7 +200,8 @@ CREATE FUNCTION ingest.documents_truncated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     emptied record;
-    removed record;
+    removed_chunks bigint;
+    removed_tokens bigint;
 BEGIN
     IF TG_RELID <> 'ingest.documents'::regclass THEN
         RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
@@ -214,14 +215,15 @@ BEGIN
     DELETE FROM ingest.queue;
     DELETE FROM ingest.failures;
     FOR emptied IN SELECT t.*, p.on_success FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) LOOP
-        removed := NULL;
+        removed_chunks := 0;
+        removed_tokens := 0;
         -- Chunks of archived documents have no staging row; they were never this table's to remove.
         IF emptied.on_success = 'keep' THEN
-            SELECT * INTO removed FROM ingest.delete_chunks(emptied.pipeline_id, NULL);
+            SELECT c.chunks, c.tokens INTO removed_chunks, removed_tokens FROM ingest.delete_chunks(emptied.pipeline_id, NULL) c;
         END IF;
         INSERT INTO ingest.counter_delta (pipeline_id, documents, queued, queued_bytes, failed, chunks, tokens)
         VALUES (emptied.pipeline_id, -emptied.documents, -emptied.queued, -emptied.queued_bytes, -emptied.failed,
-                -coalesce(removed.chunks, 0), -coalesce(removed.tokens, 0));
+                -removed_chunks, -removed_tokens);
     END LOOP;
     PERFORM ingest.wake_to_review();
     RETURN NULL;
