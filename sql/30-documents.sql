@@ -22,11 +22,14 @@ COMMENT ON FUNCTION ingest.document_without_key() IS 'A document inserted withou
 CREATE FUNCTION ingest.document_changed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF NEW.id <> OLD.id THEN
+        RAISE EXCEPTION 'the id of a document cannot be changed' USING ERRCODE = 'generated_always';
+    END IF;
     NEW.key := coalesce(NEW.key, NEW.id::text);
     NEW.updated_at := now();
     RETURN NEW;
 END $$;
-COMMENT ON FUNCTION ingest.document_changed() IS 'Keeps updated_at';
+COMMENT ON FUNCTION ingest.document_changed() IS 'Keeps id and updated_at';
 
 CREATE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
