@@ -73,6 +73,42 @@ fn a_target_that_is_altered_on_the_way_takes_the_chunks() {
 }
 
 #[test]
+fn a_worker_that_is_held_up_takes_documents_as_they_are_to_be_split_now() {
+    let (db, api) = in_flight(1);
+    db.create_remote_pipeline("q", &api, "chunk_tokens => 20, index => 'none'");
+    db.execute(
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('q', 'long', $1)",
+        &[&texts::long("lantern", 12)],
+    );
+    api.release_answers();
+    db.settle();
+    let worker = db.worker();
+    for (round, tokens) in [200, 20, 200].into_iter().enumerate() {
+        send(&db, &api, &format!("r{round}-"), 1);
+        let mut other = db.connect();
+        let locked = other.batch_execute("BEGIN; LOCK TABLE ingest.p_chunks");
+        locked.expect("nobody holds it for long");
+        api.release_answers();
+        // It has read the definitions, is writing for one pipeline, and takes documents of another next.
+        wait_until("the worker is held up", SOON, || {
+            db.one(&format!("SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = {worker}"))
+        });
+        db.run(&format!(
+            "SELECT ingest.alter_pipeline('q', chunk_tokens => {tokens})"
+        ));
+        assert!(db.one::<bool>("SELECT ingest.wait('q', '60 s')"));
+        other.batch_execute("ROLLBACK").expect("a rollback");
+        let wrong: Vec<String> = db.all(
+            "SELECT coalesce(c.content, s.content) FROM ingest.q_chunks c FULL JOIN
+                 (SELECT s.* FROM ingest.documents d, ingest.split(d.content, 'q') s WHERE d.pipeline = 'q') AS s
+                 ON s.chunk_no = c.chunk_no AND s.content = c.content
+             WHERE s.content IS NULL OR c.content IS NULL",
+        );
+        assert_eq!(wrong, Vec::<String>::new(), "chunk_tokens => {tokens}");
+    }
+}
+
+#[test]
 fn a_target_that_loses_a_column_on_the_way_blocks_and_goes_on_when_it_is_back() {
     let (db, api) = in_flight(3);
     swiftly(
