@@ -217,10 +217,12 @@ fn split(
     Ok((!chunks.is_empty()).then_some(chunks))
 }
 
-/// Looks whether the chunks of a document that failed are none, or those of one content that it had before.
+/// Looks whether the chunks of a document that failed are none, or those of one content that it had before, or has, cut in
+/// another way.
 fn are_former(place: &Place, document: &Staged, chunks: &[Chunk]) -> Result<(), String> {
     let whole = |text: &str| chunks.iter().all(|chunk| text.contains(chunk.1.trim()));
-    let mut former = document.former.iter().filter_map(Content::text);
+    let contents = document.former.iter().chain([&document.content]);
+    let mut former = contents.filter_map(Content::text);
     let numbered = chunks
         .iter()
         .enumerate()
