@@ -22,11 +22,49 @@ COMMENT ON FUNCTION ingest.document_without_key() IS 'A document inserted withou
 CREATE FUNCTION ingest.document_changed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF NEW.id <> OLD.id THEN
+        RAISE EXCEPTION 'the id of a document cannot be changed' USING ERRCODE = 'generated_always';
+    END IF;
     NEW.key := coalesce(NEW.key, NEW.id::text);
     NEW.updated_at := now();
     RETURN NEW;
 END $$;
-COMMENT ON FUNCTION ingest.document_changed() IS 'Keeps updated_at';
+COMMENT ON FUNCTION ingest.document_changed() IS 'Keeps id and updated_at';
+
+-- Where the isolation level is REPEATABLE READ or SERIALIZABLE, the triggers do not see what workers, retry(), alter_pipeline()
+-- and drop_pipeline() have done since the transaction began. As with any row that was changed meanwhile, the transaction has
+-- to be tried again (SQLSTATE 40001): Postgres says so when a row that has changed or gone is locked, and when one is
+-- inserted that has come.
+CREATE FUNCTION ingest.refuse_old_snapshot(ids bigint[], pipelines text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    probes bigint[];
+BEGIN
+    PERFORM FROM ingest.pipeline p WHERE p.name = ANY (pipelines) FOR KEY SHARE;
+    PERFORM FROM ingest.queue q WHERE q.document_id = ANY (ids) FOR UPDATE;
+    PERFORM FROM ingest.failures f WHERE f.document_id = ANY (ids) FOR UPDATE;
+    WITH probe AS (
+        INSERT INTO ingest.queue (document_id, pipeline_id, bytes) SELECT u.id, 0, 0 FROM unnest(ids) AS u(id)
+        ON CONFLICT DO NOTHING RETURNING document_id
+    )
+    SELECT array_agg(document_id) INTO probes FROM probe;
+    DELETE FROM ingest.queue q WHERE q.document_id = ANY (probes);
+    WITH probe AS (
+        INSERT INTO ingest.failures (pipeline, document_id, key, error_class, message, attempts, retryable)
+        SELECT '', u.id, '', 'internal', '', 0, false FROM unnest(ids) AS u(id)
+        ON CONFLICT DO NOTHING RETURNING document_id
+    )
+    SELECT array_agg(document_id) INTO probes FROM probe;
+    DELETE FROM ingest.failures f WHERE f.document_id = ANY (probes);
+END $$;
+COMMENT ON FUNCTION ingest.refuse_old_snapshot(bigint[], text[]) IS 'Raises a serialization failure where the transaction''s snapshot does not show what became of these documents and pipelines';
+REVOKE ALL ON FUNCTION ingest.refuse_old_snapshot(bigint[], text[]) FROM PUBLIC;
+
+CREATE FUNCTION ingest.has_old_snapshot() RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')
+$$;
+COMMENT ON FUNCTION ingest.has_old_snapshot() IS 'Whether the transaction sees only what was committed when it began';
 
 CREATE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -39,6 +77,9 @@ BEGIN
     IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
         PERFORM ingest.wake();
         RETURN NULL;
+    END IF;
+    IF ingest.has_old_snapshot() THEN
+        PERFORM ingest.refuse_old_snapshot(NULL, ARRAY(SELECT DISTINCT n.pipeline FROM new_rows n));
     END IF;
     WITH added AS (
         INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
@@ -113,6 +154,9 @@ BEGIN
     END IF;
     SELECT array_agg(id), array_agg(pipeline), array_agg(key) INTO ids, pipelines, keys FROM old_rows;
     IF ids IS NOT NULL THEN
+        IF ingest.has_old_snapshot() THEN
+            PERFORM ingest.refuse_old_snapshot(ids, NULL);
+        END IF;
         PERFORM ingest.forget_documents(ids, pipelines, keys);
         PERFORM ingest.wake_to_review();
     END IF;
@@ -131,6 +175,9 @@ DECLARE
 BEGIN
     IF TG_RELID <> 'ingest.documents'::regclass THEN
         RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF ingest.has_old_snapshot() THEN
+        PERFORM ingest.refuse_old_snapshot(ARRAY(SELECT n.id FROM new_rows n), ARRAY(SELECT DISTINCT n.pipeline FROM new_rows n));
     END IF;
     -- Another pipeline or key is another document: the old one goes, the new one is queued.
     SELECT array_agg(o.id), array_agg(o.pipeline), array_agg(o.key) INTO moved_ids, moved_pipelines, moved_keys
@@ -200,12 +247,13 @@ CREATE FUNCTION ingest.documents_truncated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     emptied record;
-    removed record;
+    removed_chunks bigint;
+    removed_tokens bigint;
 BEGIN
     IF TG_RELID <> 'ingest.documents'::regclass THEN
         RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
     END IF;
-    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+    IF ingest.has_old_snapshot() THEN
         RAISE EXCEPTION 'TRUNCATE ingest.documents needs isolation level READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state',
                   DETAIL = format('A %s transaction does not see all that it would remove.', current_setting('transaction_isolation')),
@@ -214,14 +262,15 @@ BEGIN
     DELETE FROM ingest.queue;
     DELETE FROM ingest.failures;
     FOR emptied IN SELECT t.*, p.on_success FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) LOOP
-        removed := NULL;
+        removed_chunks := 0;
+        removed_tokens := 0;
         -- Chunks of archived documents have no staging row; they were never this table's to remove.
         IF emptied.on_success = 'keep' THEN
-            SELECT * INTO removed FROM ingest.delete_chunks(emptied.pipeline_id, NULL);
+            SELECT c.chunks, c.tokens INTO removed_chunks, removed_tokens FROM ingest.delete_chunks(emptied.pipeline_id, NULL) c;
         END IF;
         INSERT INTO ingest.counter_delta (pipeline_id, documents, queued, queued_bytes, failed, chunks, tokens)
         VALUES (emptied.pipeline_id, -emptied.documents, -emptied.queued, -emptied.queued_bytes, -emptied.failed,
-                -coalesce(removed.chunks, 0), -coalesce(removed.tokens, 0));
+                -removed_chunks, -removed_tokens);
     END LOOP;
     PERFORM ingest.wake_to_review();
     RETURN NULL;

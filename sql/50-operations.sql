@@ -21,6 +21,11 @@ BEGIN
                      AND (retry_failures.key IS NULL OR f.key = retry_failures.key)
                      AND (retry_failures.error_class IS NULL OR f.error_class = retry_failures.error_class))
     ORDER BY d.id FOR NO KEY UPDATE;
+    IF ingest.has_old_snapshot() THEN
+        PERFORM ingest.refuse_old_snapshot(ARRAY(
+            SELECT f.document_id FROM ingest.failures f JOIN ingest.pipeline p ON p.name = f.pipeline
+            WHERE p.pipeline_id = ANY (retry_failures.pipelines)), NULL);
+    END IF;
     WITH again AS (
         INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
         SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0)
@@ -74,7 +79,7 @@ BEGIN
     IF pipeline IS NOT NULL THEN
         PERFORM ingest.target_of(pipeline);
     END IF;
-    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+    IF ingest.has_old_snapshot() THEN
         RAISE EXCEPTION 'ingest.wait() needs isolation level READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state',
                   DETAIL = format('A %s transaction never sees what the worker commits meanwhile.', current_setting('transaction_isolation'));

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chunker::SplitOptions;
 use embedder::{EmbedError, ErrorClass};
 use engine::{Document, Engine, Outcome, Room, Working};
 use injection::Point;
@@ -263,7 +264,8 @@ impl Claims {
         let most = MAX_BATCH.min(room.documents);
         let worker = self.worker;
         let from = self.heads.next(pipeline);
-        let claimed = transaction(|| claim(pipeline, worker, token, from, most, room.bytes))?;
+        let claimed =
+            transaction(|| claim(pipeline, &spec.split, worker, token, from, most, room.bytes))?;
         reach(Point::AfterClaim)?;
         let Some(claimed) = claimed else {
             self.held_back = true;
@@ -371,10 +373,12 @@ impl Claims {
 }
 
 /// Marks up to `most` waiting documents of a pipeline as held, the oldest first of those from `from` on, as many as fit into
-/// `room` bytes but at least one, and reads them. None while a dump is being restored into this database. Inside a transaction, which may be
+/// `room` bytes but at least one, and reads them, as long as they are still to be split in this way. None while a dump is
+/// being restored into this database. Inside a transaction, which may be
 /// lost in a crash: the documents are then still waiting.
 fn claim(
     pipeline: i32,
+    split: &SplitOptions,
     worker: i32,
     token: i64,
     from: Option<i64>,
@@ -444,9 +448,24 @@ fn claim(
             bytes += cost;
             candidates.push(candidate);
         }
-        if candidates.is_empty() {
+        // alter_pipeline() may have queued them again since the definitions were read, to be split in another way. If it does so
+        // from here on, it waits for this transaction and takes the claim back.
+        let is_defined_so = run(
+            client,
+            "SELECT EXISTS (SELECT FROM ingest.pipeline p WHERE p.pipeline_id = $1 AND p.splitter = $2
+                                AND p.chunk_tokens = $3 AND p.chunk_overlap = $4)",
+            &[
+                pipeline.into(),
+                split.splitter.as_str().into(),
+                (split.chunk_tokens as i32).into(),
+                (split.chunk_overlap as i32).into(),
+            ],
+        )?
+        .first()
+        .get_one::<bool>()?;
+        if candidates.is_empty() || is_defined_so != Some(true) {
             return Ok(Some(Claimed {
-                candidates,
+                candidates: Vec::new(),
                 taken: Vec::new(),
                 looking,
             }));

@@ -29,7 +29,10 @@ fn main() {
         .find(|name| TRIALS.iter().all(|(known, _)| known != name))
     {
         let known: Vec<&str> = TRIALS.iter().map(|(name, _)| *name).collect();
-        eprintln!("torture: there is no trial {name:?}; there are {}", known.join(", "));
+        eprintln!(
+            "torture: there is no trial {name:?}; there are {}",
+            known.join(", ")
+        );
         std::process::exit(2);
     }
     let seed = seed();
@@ -42,7 +45,10 @@ fn main() {
         if names.is_empty() || names.iter().any(|wanted| wanted == name) {
             let start = Instant::now();
             let figures = trial(seed, scale);
-            println!("== {name}, {:.0} s\n{figures}\n", start.elapsed().as_secs_f64());
+            println!(
+                "== {name}, {:.0} s\n{figures}\n",
+                start.elapsed().as_secs_f64()
+            );
         }
     }
 }

@@ -87,7 +87,7 @@ pub fn kills(seed: u64, rounds: usize) -> String {
     let mut sum = Sum::default();
     for round in 0..rounds {
         let point = POINTS[round % POINTS.len()];
-        let death = random.pick(&DEATHS);
+        let death = random.choose(&DEATHS);
         let skip = random.below(8);
         let workers = 1 + random.below(2);
         println!(
