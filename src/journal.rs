@@ -107,7 +107,7 @@ impl Journal {
         }
     }
 
-    /// How the process before ended: what it may have died of, if it died of itself. What is told once is not told again.
+    /// How the process before ended: what it may have died of, if it crashed.
     pub fn crash(&self) -> Option<Crash> {
         let layout = self.layout;
         if layout.life.load(Ordering::SeqCst) != Life::Runs as u32 {

@@ -1,6 +1,6 @@
 //! Deaths at every point of a document's way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use fake_api::{Behaviour, FakeApi, Latency};
@@ -70,7 +70,7 @@ struct Sum {
     rounds: usize,
     sent: u64,
     repeated: u64,
-    in_flight: u64,
+    in_flight: usize,
     slowest: Duration,
     totals_over: i64,
 }
@@ -171,7 +171,12 @@ fn kill_in_round(cluster: &Cluster, point: &str, death: Death, skip: usize, sum:
         visible(&db)
     };
     let start = Instant::now();
-    kill(&db, death, point);
+    kill(&db, death, point, || {
+        let sent: HashSet<String> = sent_times(&api).into_keys().collect();
+        sum.in_flight += before
+            .iter()
+            .fold(sent.len(), |n, text| n - usize::from(sent.contains(text)));
+    });
     let all = wait(&db, &settled);
     sum.slowest = sum.slowest.max(start.elapsed());
     assert!(all, "{:?}", db.progress_of("p"));
@@ -198,7 +203,8 @@ fn visible(db: &Database) -> Vec<String> {
     db.all("SELECT content FROM ingest.p_chunks")
 }
 
-fn kill(db: &Database, death: Death, point: &str) {
+/// Has something die, and calls `look` when it is dead and nothing has come again.
+fn kill(db: &Database, death: Death, point: &str, look: impl FnOnce()) {
     let cluster = db.cluster();
     let release = || {
         let _ = db.try_run(&format!("SELECT ingest.inject('{point}', 'pass')"));
@@ -215,14 +221,17 @@ fn kill(db: &Database, death: Death, point: &str) {
                 signal(pid, "KILL");
                 noticed();
             }
+            look();
         }
         Death::Backend => {
             let pid: i32 = db.one("SELECT pg_backend_pid()");
             signal(pid, "KILL");
             noticed();
+            look();
         }
         Death::Postmaster => {
             cluster.kill_postmaster();
+            look();
             cluster.start_server_again();
         }
         Death::Immediate | Death::Fast => {
@@ -232,12 +241,14 @@ fn kill(db: &Database, death: Death, point: &str) {
                 "immediate"
             };
             cluster.stop_server(mode);
+            look();
             cluster.start_server();
         }
         Death::Terminate => {
             if let Some(pid) = worker() {
                 db.run(&format!("SELECT pg_terminate_backend({pid})"));
             }
+            look();
             release();
         }
         Death::Cancel => {
@@ -247,9 +258,10 @@ fn kill(db: &Database, death: Death, point: &str) {
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
+            look();
             release();
         }
-        Death::Abort | Death::Error => {}
+        Death::Abort | Death::Error => look(),
     }
     db.reconnect();
     // Memory that outlived a clean stop of the worker may still say so.
@@ -303,15 +315,7 @@ fn check_documents(db: &Database) {
 /// What was visible before the death was not sent again, nothing was sent more than twice, and the day's totals know of every
 /// request.
 fn check_calls(db: &Database, api: &FakeApi, before: &[String], sum: &mut Sum) {
-    let mut times: HashMap<String, u64> = HashMap::new();
-    for record in api.requests() {
-        // Refused ones are halved and come again, which is no repetition.
-        if record.status != Some(400) {
-            for text in record.texts {
-                *times.entry(text).or_default() += 1;
-            }
-        }
-    }
+    let times = sent_times(api);
     for text in before {
         assert_eq!(
             times.get(text),
@@ -324,7 +328,6 @@ fn check_calls(db: &Database, api: &FakeApi, before: &[String], sum: &mut Sum) {
     let repeated = times.values().filter(|n| **n > 1).count() as u64;
     sum.sent += times.len() as u64;
     sum.repeated += repeated;
-    sum.in_flight += repeated;
     let counted: i64 = db.one("SELECT requests_today FROM ingest.limits");
     let arrived = api.arrived() as i64;
     let over = counted - arrived;
@@ -334,4 +337,16 @@ fn check_calls(db: &Database, api: &FakeApi, before: &[String], sum: &mut Sum) {
         db.rows_as_text("SELECT * FROM ingest.limit_day")
     );
     sum.totals_over += over;
+}
+
+/// How often each text was sent. Requests that were refused are halved and come again, which is no repetition.
+fn sent_times(api: &FakeApi) -> HashMap<String, u64> {
+    let mut times: HashMap<String, u64> = HashMap::new();
+    let requests = api.requests().into_iter();
+    for record in requests.filter(|record| record.status != Some(400)) {
+        for text in record.texts {
+            *times.entry(text).or_default() += 1;
+        }
+    }
+    times
 }
