@@ -82,12 +82,18 @@ fn a_death_that_is_no_documents_fault_is_laid_to_none() {
     let cluster = Cluster::start(&[]);
     let api = FakeApi::start(behaviour());
     let db = Database::new_in(&cluster);
-    db.create_remote_pipeline("p", &api, "max_attempts => 1");
+    db.create_remote_pipeline("p", &api, "max_attempts => 1, concurrency => 30");
     // Another process crashes, the server is stopped at once, and the worker is killed while it waits for answers.
     for round in 0..3 {
         api.hold_answers();
         db.insert_prose("p", &format!("r{round}-"), 30, 10);
-        wait_until("requests are in flight", SOON, || api.in_flight() > 0);
+        wait_until("all is in flight, and nothing is worked on", SOON, || {
+            api.requests()
+                .iter()
+                .map(|request| request.inputs)
+                .sum::<usize>()
+                >= 30
+        });
         match round {
             0 => signal(db.one::<i32>("SELECT pg_backend_pid()"), "KILL"),
             1 => {
@@ -104,6 +110,7 @@ fn a_death_that_is_no_documents_fault_is_laid_to_none() {
         assert_eq!(suspects, 0, "round {round}");
         api.release_answers();
         settled(&db);
+        api.reset();
     }
     all_embedded(&db, "p", 90);
 }

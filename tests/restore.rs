@@ -72,7 +72,7 @@ fn fill(db: &Database) {
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('Other \"docs\"', 'x', 'A text.'), ('Other \"docs\"', 'y', 'Another text.')");
     db.run(
         "SELECT ingest.set_limit('budget', rpm => 100, tpd => 5000);
-         INSERT INTO ingest.limit_day VALUES ('budget', (now() AT TIME ZONE 'UTC')::date, 12, 345)",
+         INSERT INTO ingest.limit_day VALUES ('budget', 0, (now() AT TIME ZONE 'UTC')::date, 12, 345)",
     );
     db.quiesce();
     db.run("SELECT ingest.pause('Other \"docs\"')");

@@ -64,7 +64,8 @@ fn suspect(documents: Vec<i64>) {
         let most = suspects.iter().map(|s| s.crashes).max().unwrap_or(0);
         let one_stands_out = suspects.iter().filter(|s| s.crashes == most).count() == 1;
         for (place, suspect) in suspects.iter().enumerate() {
-            let used_up = suspect.attempts + 1 >= suspect.max_attempts;
+            // Once may be chance.
+            let used_up = suspect.attempts + 1 >= suspect.max_attempts && suspect.crashes > 1;
             if used_up && one_stands_out && suspect.crashes == most {
                 give_up(client, suspect)?;
                 continue;

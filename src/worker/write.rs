@@ -294,7 +294,7 @@ fn write_embedded(
         "DELETE FROM ingest.failures WHERE document_id = ANY ($1)",
         &[ids.clone().into()],
     )?;
-    if pipeline.deletes_documents {
+    if pipeline.deletes_documents && still_deletes(client, pipeline)? {
         archiving(|| {
             run(
                 client,
@@ -314,6 +314,17 @@ fn write_embedded(
         )?;
     }
     Ok(())
+}
+
+/// Whether its definition still says that embedded documents are deleted: it may have been altered since it was read, and
+/// cannot be before this transaction ends.
+fn still_deletes(client: &mut SpiClient, pipeline: &Active) -> Result<bool, pgrx::spi::Error> {
+    let rows = run(
+        client,
+        "SELECT FROM ingest.pipeline WHERE pipeline_id = $1 AND on_success = 'delete' FOR SHARE",
+        &[pipeline.id.into()],
+    )?;
+    Ok(!rows.is_empty())
 }
 
 /// Plain INSERTs, so that partitioned and foreign tables serve. The cast to pgvector's type checks dimension and
