@@ -114,6 +114,13 @@ need_rust() {
     die "pg_ingest needs Rust $rust_wanted or newer, this is $found: run 'rustup update stable' (or install rustup), then run make again"
 }
 
+# Sanitizers and libFuzzer are not in stable Rust.
+need_nightly() { # WHAT FOR
+  has rustup || die "$1 needs a nightly Rust, which rustup brings: install rustup, then run $0 again"
+  rustc +nightly --version >/dev/null 2>&1 ||
+    die "$1 needs a nightly Rust: run 'rustup toolchain install nightly --profile minimal', then run $0 again"
+}
+
 # A C compiler that can link, which it cannot without the C library's headers and start files.
 has_c_compiler() {
   has cc || return 1

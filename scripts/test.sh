@@ -31,7 +31,8 @@ rust_tests() {
   cargo clippy --release --workspace --all-targets "${features[@]}" --features tests/injection -- -D warnings
   step "tests without a server"
   PG_INGEST_MODEL_DIR=$target_dir/models \
-    cargo test --release -p pg_ingest -p chunker -p embedder -p engine -p files -p limiter -p fake_api "${features[@]}"
+    cargo test --release -p pg_ingest -p chunker -p embedder -p engine -p files -p limiter -p fake_api -p fuzz_targets \
+      "${features[@]}"
 }
 
 # The tests against a server start their own clusters, as this user when they run as root.

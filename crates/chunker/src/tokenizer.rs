@@ -84,7 +84,11 @@ impl Tokenizer {
         Self::from_json(&json).map_err(load_error)
     }
 
-    pub(crate) fn from_json(json: &[u8]) -> Result<Self, String> {
+    /// The same from the file's content.
+    ///
+    /// # Errors
+    /// What the reader said.
+    pub fn from_json(json: &[u8]) -> Result<Self, String> {
         let mut tokenizer =
             tokenizers::Tokenizer::from_bytes(json).map_err(|error| error.to_string())?;
         tokenizer

@@ -72,8 +72,9 @@ impl Secret {
 
 /// Whether a word looks like a provider's key: a known beginning followed by enough of the characters keys are made of.
 pub fn looks_like_key(word: &str) -> bool {
+    let mut run = Run::default();
     let mut rest = word.char_indices().map(|(at, _)| at);
-    rest.any(|at| token_end(word, at).is_some())
+    rest.any(|at| token_end(word, at, &mut run).is_some())
 }
 
 /// `text` without `key`, if one is given, and without what looks like a key.
@@ -119,9 +120,10 @@ fn hide_runs(text: &[u8], key: &[u8], hidden: &mut [bool]) {
 
 /// Marks what looks like a key.
 fn hide_tokens(text: &str, hidden: &mut [bool]) {
+    let mut run = Run::default();
     let mut at = 0;
     while let Some(c) = text[at..].chars().next() {
-        let end = token_end(text, at).unwrap_or(at);
+        let end = token_end(text, at, &mut run).unwrap_or(at);
         hidden[at..end].fill(true);
         at = end.max(at + c.len_utf8());
     }
@@ -145,35 +147,64 @@ fn is_token_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '*' | '•' | '…' | '.' | '+' | '/' | '=')
 }
 
-/// Where the key-like word that begins at `start` ends; None if none begins there.
-fn token_end(text: &str, start: usize) -> Option<usize> {
+/// A run of the characters that keys are made of. It is looked for once and not again from each of its characters, since a
+/// key may begin at many of them.
+#[derive(Default)]
+struct Run {
+    /// Where it ends.
+    past: usize,
+    /// Where a key in it ends: a full stop ends a sentence more often than a key.
+    end: usize,
+    /// Behind the first of its last two neighbouring stars; zero without.
+    stars: usize,
+}
+
+impl Run {
+    fn at(text: &str, start: usize) -> Self {
+        let rest = &text[start..];
+        let length = rest.find(|c| !is_token_char(c)).unwrap_or(rest.len());
+        let key = rest[..length].trim_end_matches('.');
+        Self {
+            past: start + length,
+            end: start + key.len(),
+            stars: key.rfind("**").map_or(0, |at| start + at + 1),
+        }
+    }
+
+    /// What of it begins at `from`, and whether characters of that are hidden.
+    fn word<'a>(&self, text: &'a str, from: usize) -> (&'a str, bool) {
+        (&text[from..self.end.max(from)], self.stars > from)
+    }
+}
+
+/// Where the key-like word that begins at `start` ends; None if none begins there. `run` is the run of the call before,
+/// for a start that was not behind this one.
+fn token_end(text: &str, start: usize, run: &mut Run) -> Option<usize> {
     let before = text[..start].chars().next_back();
     if before.is_some_and(|c| is_token_char(c) && !matches!(c, '/' | '=' | '.')) {
         return None;
     }
-    let word = |from: usize| {
-        let rest = &text[from..];
-        let end = rest.find(|c| !is_token_char(c)).unwrap_or(rest.len());
-        // A full stop ends a sentence more often than a key.
-        rest[..end].trim_end_matches('.')
-    };
     for scheme in ["bearer ", "basic "] {
-        let head = text.get(start..start + scheme.len());
+        let from = start + scheme.len();
+        let head = text.get(start..from);
         if head.is_some_and(|head| head.eq_ignore_ascii_case(scheme)) {
-            let token = word(start + scheme.len());
+            let (token, starred) = Run::at(text, from).word(text, from);
             // "Bearer token" and "Bearer authentication" are words about keys, not keys.
-            if token.contains("**") || (token.len() >= SHORTEST_RUN && has_digit(token)) {
-                return Some(start + scheme.len() + token.len());
+            if starred || (token.len() >= SHORTEST_RUN && has_digit(token)) {
+                return Some(from + token.len());
             }
         }
     }
-    let token = word(start);
+    if start >= run.past {
+        *run = Run::at(text, start);
+    }
+    let (token, starred) = run.word(text, start);
     let begins_like_one = BEGINNINGS.iter().any(|(beginning, more)| {
         token
             .strip_prefix(beginning)
-            .is_some_and(|rest| rest.chars().count() >= *more)
+            .is_some_and(|rest| rest.chars().nth(more - 1).is_some())
     });
-    (begins_like_one || token.contains("**")).then_some(start + token.len())
+    (begins_like_one || starred).then_some(start + token.len())
 }
 
 fn has_digit(text: &str) -> bool {
@@ -262,6 +293,24 @@ mod tests {
         for text in ["OPENAI_API_KEY", "/etc/keys/openai", "vault", "sk-", ""] {
             assert!(!looks_like_key(text), "{text}");
         }
+    }
+
+    /// Where a key may begin at every character, looking at all that follows each time would take hours.
+    #[test]
+    fn a_long_text_is_searched_once() {
+        for text in ["/", ".", "=", "a/", "/*", "bearer ", "sk-/"] {
+            let text = text.repeat(1_000_000);
+            assert!(
+                !looks_like_key(&text[1..]) || text.contains('k'),
+                "{text:.9}"
+            );
+            secret("abcdefgh").scrub(&text);
+        }
+        assert!(looks_like_key(&format!(
+            "{}sk-12345678",
+            "/".repeat(1_000_000)
+        )));
+        assert!(looks_like_key(&format!("{}**", "/".repeat(1_000_000))));
     }
 
     proptest! {

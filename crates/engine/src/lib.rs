@@ -21,6 +21,12 @@ mod split;
 mod threads;
 mod usage;
 
+/// For the fuzz targets in `tests/fuzz_targets` and for nobody else.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::pack::{Backlog, Capacity, Item, Packed};
+}
+
 pub use assembly::{EmbeddedChunk, Outcome};
 pub use mark::{Mark, Working};
 use models::Models;

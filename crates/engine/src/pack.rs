@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 /// What a request may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Capacity {
+pub struct Capacity {
     /// Inputs at most. At least 1.
     pub inputs: usize,
     /// Tokens at most, over all inputs. A single input may exceed it and then goes alone.
@@ -16,7 +16,8 @@ pub(crate) struct Capacity {
 
 /// Something to send, with its size.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Item<T> {
+pub struct Item<T> {
+    /// What it is.
     pub value: T,
     /// Tokens that it adds to a request.
     pub tokens: usize,
@@ -28,7 +29,7 @@ pub(crate) struct Item<T> {
 
 /// The request that would be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Packed {
+pub struct Packed {
     /// Items, from the front.
     pub items: usize,
     /// Their tokens.
@@ -39,7 +40,7 @@ pub(crate) struct Packed {
 
 /// What waits to be sent, in order.
 #[derive(Debug)]
-pub(crate) struct Backlog<T> {
+pub struct Backlog<T> {
     /// Requests that were sent and must be sent again, as they were packed.
     again: VecDeque<Vec<Item<T>>>,
     items: VecDeque<Item<T>>,
@@ -55,23 +56,25 @@ impl<T> Default for Backlog<T> {
 }
 
 impl<T> Backlog<T> {
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
         self.again.is_empty() && self.items.is_empty()
     }
 
-    pub(crate) fn push(&mut self, item: Item<T>) {
+    /// Adds an item behind all others.
+    pub fn push(&mut self, item: Item<T>) {
         self.items.push_back(item);
     }
 
     /// Puts a request back, before everything else.
-    pub(crate) fn put_back(&mut self, request: Vec<Item<T>>) {
+    pub fn put_back(&mut self, request: Vec<Item<T>>) {
         if !request.is_empty() {
             self.again.push_front(request);
         }
     }
 
     /// The request that [`Backlog::take`] would take now.
-    pub(crate) fn peek(&self, capacity: Capacity) -> Option<Packed> {
+    pub fn peek(&self, capacity: Capacity) -> Option<Packed> {
         if let Some(request) = self.again.front() {
             // As it was, unless it must be smaller now.
             return fill(request.iter(), capacity).map(|packed| Packed {
@@ -83,7 +86,7 @@ impl<T> Backlog<T> {
     }
 
     /// Takes a request that [`Backlog::peek`] described; nothing must have been taken or put back in between.
-    pub(crate) fn take(&mut self, packed: Packed) -> Vec<Item<T>> {
+    pub fn take(&mut self, packed: Packed) -> Vec<Item<T>> {
         if let Some(mut request) = self.again.pop_front() {
             let rest = request.split_off(packed.items.min(request.len()));
             self.put_back(rest);
@@ -95,11 +98,7 @@ impl<T> Backlog<T> {
     }
 
     /// Drops from the request that was peeked what `keep` does not want; whether all was wanted.
-    pub(crate) fn retain_front(
-        &mut self,
-        packed: Packed,
-        mut keep: impl FnMut(&T) -> bool,
-    ) -> bool {
+    pub fn retain_front(&mut self, packed: Packed, mut keep: impl FnMut(&T) -> bool) -> bool {
         if let Some(request) = self.again.front_mut() {
             let before = request.len();
             request.retain(|item| keep(&item.value));
@@ -120,7 +119,7 @@ impl<T> Backlog<T> {
     }
 
     /// Takes out what `leaves` says.
-    pub(crate) fn extract(&mut self, mut leaves: impl FnMut(&T) -> bool) -> Vec<Item<T>> {
+    pub fn extract(&mut self, mut leaves: impl FnMut(&T) -> bool) -> Vec<Item<T>> {
         let mut gone = Vec::new();
         for request in &mut self.again {
             gone.extend(request.extract_if(.., |item| leaves(&item.value)));
@@ -139,7 +138,7 @@ impl<T> Backlog<T> {
     }
 
     /// Takes everything.
-    pub(crate) fn drain(&mut self) -> Vec<Item<T>> {
+    pub fn drain(&mut self) -> Vec<Item<T>> {
         let mut all: Vec<Item<T>> = self.again.drain(..).flatten().collect();
         all.extend(self.items.drain(..));
         all

@@ -9,4 +9,4 @@ mod read;
 
 pub use find::{FileSet, FilesError, FoundFile, find};
 pub use html::html_to_markdown;
-pub use read::{FileContent, Format, read};
+pub use read::{FileContent, Format, decode, read};

@@ -113,7 +113,8 @@ const MAGIC: [&[u8]; 9] = [
 /// How much of a file is looked at for control characters, in bytes.
 const LOOKED_AT: usize = 64 * 1024;
 
-pub(crate) fn decode(bytes: Vec<u8>, format: Format) -> FileContent {
+/// The text in a file's bytes.
+pub fn decode(bytes: Vec<u8>, format: Format) -> FileContent {
     let bad = |message: String| FileContent::BadEncoding { format, message };
     match bytes.as_slice() {
         [0xff, 0xfe, rest @ ..]

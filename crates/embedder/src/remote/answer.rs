@@ -1,6 +1,7 @@
 //! The body of an answer: vectors, checked before anybody sees them.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use base64::Engine;
 use base64::alphabet;
@@ -36,7 +37,7 @@ pub(super) fn longest(inputs: usize, dimensions: usize) -> usize {
 
 #[derive(Deserialize)]
 struct OpenAiAnswer {
-    data: Vec<Item>,
+    data: List<Item>,
     #[serde(default)]
     usage: Usage,
 }
@@ -52,7 +53,7 @@ struct Item {
 
 #[derive(Deserialize)]
 struct OllamaAnswer {
-    embeddings: Vec<Vector>,
+    embeddings: List<Vector>,
     #[serde(default)]
     prompt_eval_count: Count,
 }
@@ -71,13 +72,14 @@ pub(super) fn decode(
     let (vectors, tokens) = match wire {
         Wire::OpenAi => {
             let answer: OpenAiAnswer = parse(body)?;
-            (by_index(answer.data, inputs)?, answer.usage.0)
+            count(answer.data.length, inputs)?;
+            (by_index(answer.data.kept, inputs)?, answer.usage.0)
         }
         Wire::Ollama => {
             // Ollama answers in the order of the inputs and knows no index.
             let answer: OllamaAnswer = parse(body)?;
-            count(answer.embeddings.len(), inputs)?;
-            let vectors = answer.embeddings.into_iter().map(|v| v.0).collect();
+            count(answer.embeddings.length, inputs)?;
+            let vectors = answer.embeddings.kept.into_iter().map(|v| v.0).collect();
             (vectors, answer.prompt_eval_count.0)
         }
     };
@@ -115,7 +117,6 @@ fn count(vectors: usize, inputs: usize) -> Result<(), EmbedError> {
 
 /// The vectors in the order of their indices, which must be those of the inputs, each once.
 fn by_index(items: Vec<Item>, inputs: usize) -> Result<Vec<Vec<f32>>, EmbedError> {
-    count(items.len(), inputs)?;
     let mut vectors: Vec<Option<Vec<f32>>> = Vec::new();
     vectors.resize_with(inputs, || None);
     for item in items {
@@ -170,6 +171,49 @@ fn check(vectors: &[Vec<f32>], dimensions: usize) -> Result<(), EmbedError> {
         )));
     }
     Ok(())
+}
+
+/// More vectors than any request asks for are counted and not kept: of next to nothing, each takes a dozen times as much
+/// memory as its place in the answer.
+const MOST_VECTORS: usize = 1 << 16;
+
+struct List<T> {
+    kept: Vec<T>,
+    length: usize,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Elements<T> {
+            type Value = List<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a sequence")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<List<T>, A::Error> {
+                let mut kept = Vec::new();
+                while kept.len() < MOST_VECTORS {
+                    match seq.next_element()? {
+                        Some(element) => kept.push(element),
+                        None => break,
+                    }
+                }
+                let mut length = kept.len();
+                // At the end, there is no further element to ask for.
+                if length == MOST_VECTORS {
+                    while seq.next_element::<IgnoredAny>()?.is_some() {
+                        length += 1;
+                    }
+                }
+                Ok(List { kept, length })
+            }
+        }
+
+        deserializer.deserialize_seq(Elements(PhantomData))
+    }
 }
 
 /// A vector as an array of numbers or as the base64 of little-endian 32-bit floats, whichever the server sends.
@@ -473,6 +517,22 @@ mod tests {
         );
         let error = decode(Wire::Ollama, body, 3, 2).unwrap_err();
         assert!(error.message.contains("2 vectors for 3 inputs"));
+    }
+
+    #[test]
+    fn vectors_beyond_all_measure_are_counted_and_not_kept() {
+        let many = MOST_VECTORS + 5;
+        let body = format!("{{\"embeddings\":[{}[0]]}}", "[0],".repeat(many - 1));
+        let answer: OllamaAnswer = parse(body.as_bytes()).unwrap();
+        assert_eq!(
+            (answer.embeddings.kept.len(), answer.embeddings.length),
+            (MOST_VECTORS, many)
+        );
+        let error = decode(Wire::Ollama, body.as_bytes(), 2, 1).unwrap_err();
+        assert!(error.message.contains(&format!("{many} vectors")));
+        let exactly = body.replacen("[0],", "", 5);
+        let answer: OllamaAnswer = parse(exactly.as_bytes()).unwrap();
+        assert_eq!(answer.embeddings.length, MOST_VECTORS);
     }
 
     #[test]

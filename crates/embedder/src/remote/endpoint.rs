@@ -341,6 +341,11 @@ fn parse(text: &str) -> Result<Url, EndpointError> {
     if url.host_str().is_none_or(str::is_empty) {
         return Err(EndpointError::Malformed("it has no host".to_owned()));
     }
+    if url.port() == Some(0) {
+        return Err(EndpointError::Malformed(
+            "nothing has the port 0".to_owned(),
+        ));
+    }
     Ok(url)
 }
 
@@ -488,6 +493,10 @@ mod tests {
         ));
         assert!(matches!(refused(""), EndpointError::Malformed(_)));
         assert!(matches!(refused("https://"), EndpointError::Malformed(_)));
+        assert!(matches!(
+            refused("http://h:0/v1"),
+            EndpointError::Malformed(_)
+        ));
         assert!(matches!(
             refused("localhost:8080"),
             EndpointError::Scheme(_)

@@ -74,7 +74,9 @@ pub(super) fn limits(headers: &HeaderMap) -> ServerLimits {
 pub(super) fn request_id(headers: &HeaderMap) -> Option<String> {
     REQUEST_IDS.into_iter().find_map(|name| {
         let id = headers.get(name)?.to_str().ok()?.trim();
-        (!id.is_empty() && id.len() <= 128).then(|| id.to_owned())
+        // `to_str` lets a tab through.
+        let fit = (1..=128).contains(&id.len()) && !id.contains('\t');
+        fit.then(|| id.to_owned())
     })
 }
 
@@ -304,6 +306,7 @@ mod tests {
             request_id(&headers(&[("x-request-id", &"a".repeat(129))])),
             None
         );
+        assert_eq!(request_id(&headers(&[("x-request-id", "a\tb")])), None);
     }
 
     proptest! {

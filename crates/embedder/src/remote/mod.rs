@@ -9,6 +9,8 @@ mod answer;
 mod classify;
 mod client;
 mod endpoint;
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 mod options;
 mod request;
