@@ -31,7 +31,7 @@ rust_tests() {
   cargo clippy --release --workspace --all-targets "${features[@]}" --features tests/injection -- -D warnings
   step "tests without a server"
   PG_INGEST_MODEL_DIR=$target_dir/models \
-    cargo test --release -p pg_ingest -p chunker -p embedder -p engine -p files -p limiter -p fake_api -p fuzz_targets \
+    cargo test --release -p pg_ingest -p chunker -p embedder -p engine -p files -p injection -p limiter -p fake_api -p fuzz_targets \
       "${features[@]}"
 }
 
