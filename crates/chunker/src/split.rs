@@ -311,6 +311,14 @@ impl<'a> Document<'a, '_> {
         if part.trim().is_empty() {
             return Ok(());
         }
+        // At a window's end, an overlap may be all there is.
+        let ends = |last: &Chunk| last.offset + last.text.len();
+        if chunks
+            .last()
+            .is_some_and(|last| offset + part.len() <= ends(last))
+        {
+            return Ok(());
+        }
         let tokens = self.tokenizer.count(part);
         if tokens > self.limit {
             return self.push_cut(offset, part, part.len(), chunks);

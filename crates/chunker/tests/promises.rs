@@ -104,7 +104,9 @@ fn assert_kept(text: &str, chunks: &[Chunk], options: &SplitOptions, tokenizer: 
         if options.chunk_overlap == 0 {
             assert!(chunk.offset >= covered, "repeated without being asked");
         }
-        covered = covered.max(chunk.offset + chunk.text.len());
+        let end = chunk.offset + chunk.text.len();
+        assert!(end > covered, "{:?} only repeats", chunk.text);
+        covered = end;
     }
     assert!(
         text[covered..].trim().is_empty(),
@@ -345,6 +347,14 @@ fn overlap_repeats_the_end_of_the_chunk_before() {
         assert!(pair[1].offset < end, "no overlap at byte {end}");
         assert!(openai().count(&text[pair[1].offset..end]) <= 16);
     }
+}
+
+#[test]
+fn no_chunk_is_made_of_overlap_alone() {
+    let text = "- \0\0\0\u{c} ".repeat(4096);
+    let options = options(Splitter::Markdown, 32, 5);
+    let chunks = split(&text, &options, &word_piece()).unwrap();
+    assert_kept(&text, &chunks, &options, &word_piece());
 }
 
 #[test]

@@ -324,7 +324,7 @@ fn hostile_html_ends_quickly_and_keeps_its_text() {
         let markdown = html_to_markdown(&page);
         let beginning: String = page.chars().take(30).collect();
         assert!(
-            start.elapsed() < Duration::from_secs(20),
+            start.elapsed() < Duration::from_secs(60),
             "{beginning} took {:?}",
             start.elapsed()
         );
