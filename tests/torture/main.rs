@@ -12,9 +12,9 @@ use harness::torture::{health, kills, model, seed, signals};
 type Trial = fn(u64, f64) -> String;
 
 const TRIALS: [(&str, Trial); 4] = [
-    ("kills", |seed, scale| kills(seed, scaled(96, scale))),
-    ("model", |seed, scale| model(seed, scaled(60, scale))),
-    ("signals", |seed, scale| signals(seed, scaled(60, scale))),
+    ("kills", |seed, scale| kills(seed, scaled(64, scale))),
+    ("model", |seed, scale| model(seed, scaled(40, scale))),
+    ("signals", |seed, scale| signals(seed, scaled(40, scale))),
     ("health", |_, scale| health(scaled(1_000_000, scale))),
 ];
 
