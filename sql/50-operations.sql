@@ -27,8 +27,10 @@ BEGIN
             WHERE p.pipeline_id = ANY (retry_failures.pipelines)), NULL);
     END IF;
     WITH again AS (
-        INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
-        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0)
+        -- What the worker died of is tried with care, and not as often again.
+        INSERT INTO ingest.queue (document_id, pipeline_id, bytes, crashes)
+        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0),
+               CASE WHEN f.error_class = 'internal' AND NOT f.retryable THEN 1 ELSE 0 END
         FROM ingest.failures f
         JOIN ingest.pipeline p ON p.name = f.pipeline
         JOIN ingest.documents d ON d.id = f.document_id

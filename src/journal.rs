@@ -9,8 +9,8 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use engine::Mark;
@@ -190,7 +190,11 @@ impl Journal {
     /// there are too many limits.
     pub fn tally(&self, name: &str, written: Tallied) -> Option<&'static Tally> {
         let layout = self.layout;
-        let known = layout.tallies.iter().find(|entry| entry.is_named(name));
+        let known = layout
+            .tallies
+            .iter()
+            .find(|entry| entry.is_named(name))
+            .inspect(|entry| entry.tally.restore(written));
         let free = || {
             let entry = layout.tallies.iter().find(|entry| entry.is_named(""))?;
             entry.tally.clear();
@@ -209,7 +213,9 @@ impl Journal {
             .enumerate()
             .filter_map(|(index, entry)| {
                 let tallied = entry.tally.read()?;
-                (self.written.get(&index) != Some(&tallied)).then(|| (index, entry.name(), tallied))
+                let written = self.written.get(&index);
+                let news = written != Some(&tallied) && (tallied.requests > 0 || written.is_some());
+                news.then(|| (index, entry.name(), tallied))
             })
             .collect()
     }
@@ -251,14 +257,22 @@ impl NamedTally {
 /// What the workers of a database, those of former times too, counted under each limit: `(worker, limit, tally)`.
 pub fn tallies_of(database: pg_sys::Oid) -> Vec<(i32, String, Tallied)> {
     let mut found = Vec::new();
+    let tomorrow = limiter::Now::read().day().saturating_add(1);
     for (of, number) in files() {
         if of != database.to_u32() {
             continue;
         }
-        if let Ok(layout) = map(&path(database, number)) {
+        let Ok(file) = File::open(path(database, number)) else {
+            continue;
+        };
+        if !is_journal(&file) {
+            continue;
+        }
+        if let Ok(layout) = map_file(&file, libc::PROT_READ) {
             let tallies = layout.tallies.iter().filter_map(|entry| {
                 let tallied = entry.tally.read()?;
-                Some((number, entry.name(), tallied))
+                let sane = tallied.day <= tomorrow && tallied.requests > 0;
+                sane.then(|| (number, entry.name(), tallied))
             });
             found.extend(tallies);
             unmap(layout);
@@ -321,39 +335,48 @@ fn files() -> Vec<(u32, i32)> {
         .collect()
 }
 
-/// Maps a journal, made if need be. One of another layout begins anew.
-fn map(path: &PathBuf) -> io::Result<&'static Layout> {
-    let file = OpenOptions::new()
+/// Maps a journal, made if need be. One of another layout begins anew. A file that somebody has mapped never changes its
+/// length.
+fn map(path: &Path) -> io::Result<&'static Layout> {
+    let mut options = OpenOptions::new();
+    options
         .read(true)
         .write(true)
-        .create(true)
-        .truncate(false)
         .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(path)?;
-    let size = size_of::<Layout>() as u64;
-    let mut magic = [0; 8];
-    let known = file.metadata()?.len() == size
-        && file.read_exact_at(&mut magic, 0).is_ok()
-        && magic == MAGIC.to_ne_bytes();
-    if !known {
-        file.set_len(0)?;
-        // Its blocks are there before it is mapped: a full disk is an error here, and never a signal later.
-        file.write_all_at(&vec![0; size as usize], 0)?;
-        file.write_all_at(&MAGIC.to_ne_bytes(), 0)?;
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    if let Ok(file) = options.open(path)
+        && is_journal(&file)
+    {
+        return map_file(&file, libc::PROT_READ | libc::PROT_WRITE);
     }
-    debug_assert!(file.metadata()?.nlink() == 1);
-    map_file(&file)
+    let fresh = path.with_extension("new");
+    let _ = fs::remove_file(&fresh);
+    let file = options.create_new(true).open(&fresh)?;
+    // Its blocks are there before it is mapped: a full disk is an error here, and no signal later (but on file systems that
+    // copy what is overwritten).
+    let mut zeros = vec![0; size_of::<Layout>()];
+    zeros[..8].copy_from_slice(&MAGIC.to_ne_bytes());
+    file.write_all_at(&zeros, 0)?;
+    fs::rename(&fresh, path)?;
+    map_file(&file, libc::PROT_READ | libc::PROT_WRITE)
 }
 
-fn map_file(file: &File) -> io::Result<&'static Layout> {
+fn is_journal(file: &File) -> bool {
+    let mut magic = [0; 8];
+    let length = file.metadata().map(|metadata| metadata.len());
+    length.is_ok_and(|length| length == size_of::<Layout>() as u64)
+        && file.read_exact_at(&mut magic, 0).is_ok()
+        && magic == MAGIC.to_ne_bytes()
+}
+
+fn map_file(file: &File, protection: libc::c_int) -> io::Result<&'static Layout> {
     // SAFETY: a new mapping of a file that is as long as the layout, which is atomics through and through, valid in every
     // state. Nobody unmaps it but `unmap`.
     unsafe {
         let address = libc::mmap(
             std::ptr::null_mut(),
             size_of::<Layout>(),
-            libc::PROT_READ | libc::PROT_WRITE,
+            protection,
             libc::MAP_SHARED,
             file.as_raw_fd(),
             0,

@@ -163,3 +163,28 @@ fn a_document_of_which_the_worker_dies_while_it_waits_is_found_too() {
     println!("set aside after {} deaths", deaths.load(Ordering::SeqCst));
     assert_eq!(db.progress_of("p").counts(), (22, 21, 0, 1));
 }
+
+#[test]
+fn a_pipeline_that_is_dropped_while_a_document_is_split_leaves_nothing_behind() {
+    let cluster = Cluster::start_injecting(&[]);
+    let api = FakeApi::start(behaviour());
+    let db = Database::new_in(&cluster);
+    db.create_remote_pipeline("p", &api, "");
+    // So that there is a lane.
+    db.insert_prose("p", "first", 1, 10);
+    all_embedded(&db, "p", 1);
+    db.run("SELECT ingest.inject('after_split', 'wait')");
+    db.insert_prose("p", "d", 1, 10);
+    wait_until("it is being split", SOON, || {
+        db.one::<i64>("SELECT ingest.waiting_at('after_split')") == 1
+    });
+    db.run("SELECT ingest.drop_pipeline('p'); SELECT ingest.create_pipeline('other', on_success => 'keep')");
+    let held = "SELECT in_flight_documents FROM ingest.workers WHERE database = current_database()";
+    // The worker has seen the definitions when it takes a document of the other pipeline.
+    db.run(
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('other', 'x', 'A text.')",
+    );
+    wait_until("the other is taken", SOON, || db.one::<i32>(held) == 2);
+    db.run("SELECT ingest.inject('after_split', 'pass')");
+    wait_until("nothing is held", SOON, || db.one::<i32>(held) == 0);
+}

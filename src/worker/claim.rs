@@ -21,6 +21,8 @@ use crate::worker::transaction::{SqlError, run, transaction};
 
 /// Documents taken or written by one transaction at most.
 pub const MAX_BATCH: usize = 512;
+/// Wait before the next look at a document that somebody has locked.
+const LOCKED_WAIT: Duration = Duration::from_millis(200);
 /// Attempts, or deaths of a process, after which a document is sent alone.
 const ALONE_AFTER: i32 = 2;
 
@@ -73,12 +75,25 @@ struct Candidate {
     crashes: i32,
 }
 
+/// What a transaction may claim.
+#[derive(Clone, Copy)]
+struct Limits {
+    documents: usize,
+    bytes: usize,
+    /// Whether the documents are read, too.
+    read: bool,
+}
+
 /// What a transaction claimed.
 struct Claimed {
     candidates: Vec<Candidate>,
     taken: Vec<Taken>,
     /// How long it looked for them.
     looking: Duration,
+    /// Whether one was passed over because somebody has it locked.
+    locked: bool,
+    /// Whether documents of whatever pipeline were found due again.
+    due: bool,
 }
 
 struct Taken {
@@ -230,6 +245,7 @@ impl Claims {
     ) -> Result<Option<i32>, SqlError> {
         self.held_back = false;
         self.look_again = None;
+        let mut worst = Ok(None);
         let ready: Vec<&Active> = pipelines
             .ready()
             .filter(|pipeline| !stuck.contains(&pipeline.id))
@@ -244,12 +260,20 @@ impl Claims {
                 // It may still be blocked: one document tells.
                 room.documents = room.documents.min(1);
             }
-            if room.is_some() && self.take_of(ready[index].id, spec, room, engine)? {
-                self.turn = index + 1;
-                return Ok(Some(ready[index].id));
+            if !room.is_some() {
+                continue;
+            }
+            match self.take_of(ready[index].id, spec, room, engine) {
+                Ok(true) => {
+                    self.turn = index + 1;
+                    return Ok(Some(ready[index].id));
+                }
+                Ok(false) => {}
+                // The others are not to suffer for it.
+                Err(error) => worst = Err(error),
             }
         }
-        Ok(None)
+        worst
     }
 
     fn take_of(
@@ -261,11 +285,24 @@ impl Claims {
     ) -> Result<bool, SqlError> {
         self.takes += 1;
         let token = self.random.hash_one((self.worker, self.takes)) as i64;
-        let most = MAX_BATCH.min(room.documents);
+        let mut most = MAX_BATCH.min(room.documents);
         let worker = self.worker;
         let from = self.heads.next(pipeline);
-        let claimed =
-            transaction(|| claim(pipeline, &spec.split, worker, token, from, most, room.bytes))?;
+        let mut unreadable = None;
+        let claimed = loop {
+            let limits = Limits {
+                documents: most,
+                bytes: room.bytes,
+                read: unreadable.is_none(),
+            };
+            match transaction(|| claim(pipeline, &spec.split, worker, token, from, limits)) {
+                Ok(claimed) => break claimed,
+                Err(error) if error.is_transient() || unreadable.is_some() => return Err(error),
+                // Perhaps one of them cannot be read (a damaged table): it is found, and fails alone.
+                Err(_) if most > 1 => most /= 2,
+                Err(error) => unreadable = Some(error),
+            }
+        };
         reach(Point::AfterClaim)?;
         let Some(claimed) = claimed else {
             self.held_back = true;
@@ -275,10 +312,14 @@ impl Claims {
         let last = candidates.last().map(|candidate| candidate.id);
         self.heads.looked(pipeline, from, claimed.looking, last);
         let any = last.is_some();
-        if !any && from.is_some() {
-            let wait = self.heads.wait(pipeline);
-            self.look_again = Some(self.look_again.map_or(wait, |other| other.min(wait)));
-        }
+        let again = [
+            (!any && from.is_some()).then(|| self.heads.wait(pipeline)),
+            // Whoever has it locked may leave it as it was, and tell nobody.
+            claimed.locked.then_some(LOCKED_WAIT),
+            // It may be one of a pipeline that was looked at before.
+            claimed.due.then_some(Duration::ZERO),
+        ];
+        self.look_again = again.into_iter().flatten().chain(self.look_again).min();
         let sizes: HashMap<i64, &Candidate> = candidates.iter().map(|c| (c.id, c)).collect();
         for document in taken {
             let Some(candidate) = sizes.get(&document.id) else {
@@ -314,11 +355,16 @@ impl Claims {
                         ),
                     );
                 }
-                None => self.refuse(
-                    ticket,
-                    ErrorClass::InvalidRequest,
-                    "the content is null".into(),
-                ),
+                None => {
+                    let (class, message) = match &unreadable {
+                        Some(error) => (
+                            ErrorClass::Internal,
+                            format!("the document cannot be read: {error}"),
+                        ),
+                        None => (ErrorClass::InvalidRequest, "the content is null".into()),
+                    };
+                    self.refuse(ticket, class, message);
+                }
                 Some(content) => engine.submit(Document {
                     ticket,
                     pipeline: Arc::clone(spec),
@@ -372,8 +418,8 @@ impl Claims {
     }
 }
 
-/// Marks up to `most` waiting documents of a pipeline as held, the oldest first of those from `from` on, as many as fit into
-/// `room` bytes but at least one, and reads them, as long as they are still to be split in this way. None while a dump is
+/// Marks waiting documents of a pipeline as held, the oldest first of those from `from` on, as many as the limits
+/// allow but at least one, and reads them, as long as they are still to be split in this way. None while a dump is
 /// being restored into this database. Inside a transaction, which may be
 /// lost in a crash: the documents are then still waiting.
 fn claim(
@@ -382,8 +428,7 @@ fn claim(
     worker: i32,
     token: i64,
     from: Option<i64>,
-    most: usize,
-    room: usize,
+    limits: Limits,
 ) -> Option<Claimed> {
     Spi::connect_mut(|client| {
         let free = run(
@@ -404,7 +449,8 @@ fn claim(
             &[],
         )?;
         let due: Vec<i64> = due.filter_map(|row| row["document_id"].value().ok().flatten()).collect();
-        if !due.is_empty() {
+        let some_due = !due.is_empty();
+        if some_due {
             run(
                 client,
                 "UPDATE ingest.queue SET retry_at = NULL WHERE document_id = ANY ($1)",
@@ -424,7 +470,7 @@ fn claim(
              ORDER BY pipeline_id, document_id LIMIT $2 FOR UPDATE SKIP LOCKED",
             &[
                 pipeline.into(),
-                (most as i64).into(),
+                (limits.documents as i64).into(),
                 from.unwrap_or(i64::MIN).into(),
             ],
         )?;
@@ -442,7 +488,7 @@ fn claim(
             // A document that will be refused for its size is not read.
             let size = candidate.bytes as usize;
             let cost = if size > largest { 0 } else { size };
-            if bytes > 0 && bytes + cost > room {
+            if bytes > 0 && bytes + cost > limits.bytes {
                 break;
             }
             bytes += cost;
@@ -464,10 +510,20 @@ fn claim(
         .first()
         .get_one::<bool>()?;
         if candidates.is_empty() || is_defined_so != Some(true) {
+            let passed_over = run(
+                client,
+                "SELECT FROM ingest.queue
+                 WHERE pipeline_id BETWEEN $1 AND $1 AND document_id >= $2 AND claimed_by IS NULL AND retry_at IS NULL
+                   AND NOT (SELECT p.paused FROM ingest.pipeline p WHERE p.pipeline_id = $1)
+                 ORDER BY pipeline_id, document_id LIMIT 1",
+                &[pipeline.into(), from.unwrap_or(i64::MIN).into()],
+            )?;
             return Ok(Some(Claimed {
                 candidates: Vec::new(),
                 taken: Vec::new(),
                 looking,
+                locked: !passed_over.is_empty(),
+                due: some_due,
             }));
         }
         run(client, "SET LOCAL synchronous_commit = off", &[])?;
@@ -479,9 +535,14 @@ fn claim(
         )?;
         let rows = run(
             client,
-            "SELECT id, key, metadata::text AS metadata, CASE WHEN octet_length(content) <= $2 THEN content END AS content
+            "SELECT id, key, CASE WHEN $3 THEN metadata::text ELSE '{}' END AS metadata,
+                    CASE WHEN $3 AND octet_length(content) <= $2 THEN content END AS content
              FROM ingest.documents WHERE id = ANY ($1)",
-            &[ids.into(), i32::try_from(largest).unwrap_or(i32::MAX).into()],
+            &[
+                ids.into(),
+                i32::try_from(largest).unwrap_or(i32::MAX).into(),
+                limits.read.into(),
+            ],
         )?;
         let mut taken = Vec::new();
         for row in rows {
@@ -497,6 +558,8 @@ fn claim(
             candidates,
             taken,
             looking,
+            locked: false,
+            due: some_due,
         }))
     })
     .or_raise()
@@ -525,25 +588,37 @@ fn drop_orphans(
     Ok(())
 }
 
-/// Frees every claim but those of the workers in `others`; whether some were locked and still stand. Inside a transaction.
-pub fn release_all(others: Vec<i32>) -> bool {
+/// Frees the claims of workers that do not run; whether some were locked and still stand. Inside a transaction. `running` is
+/// asked for the numbers of those that run after the claims have been read: whoever has claimed something was there before.
+pub fn release_all(running: impl Fn() -> Vec<i32>) -> bool {
     Spi::connect_mut(|client| {
+        let claimers = run(
+            client,
+            "SELECT DISTINCT claimed_by FROM ingest.queue WHERE claimed_by IS NOT NULL",
+            &[],
+        )?;
+        let mut ended = Vec::new();
+        for row in claimers {
+            ended.extend(row["claimed_by"].value::<i32>()?);
+        }
+        let running = running();
+        ended.retain(|number| !running.contains(number));
+        if ended.is_empty() {
+            return Ok(false);
+        }
         run(
             client,
             "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL
              WHERE document_id = ANY (ARRAY(
-                 SELECT document_id FROM ingest.queue WHERE claimed_by IS NOT NULL AND claimed_by <> ALL ($1)
-                 FOR UPDATE SKIP LOCKED))",
-            &[others.clone().into()],
+                 SELECT document_id FROM ingest.queue WHERE claimed_by = ANY ($1) FOR UPDATE SKIP LOCKED))",
+            &[ended.clone().into()],
         )?;
-        run(
+        let left = run(
             client,
-            "SELECT EXISTS (SELECT FROM ingest.queue WHERE claimed_by IS NOT NULL AND claimed_by <> ALL ($1))",
-            &[others.into()],
-        )?
-        .first()
-        .get_one::<bool>()
+            "SELECT FROM ingest.queue WHERE claimed_by = ANY ($1) LIMIT 1",
+            &[ended.into()],
+        )?;
+        Ok::<_, pgrx::spi::Error>(!left.is_empty())
     })
     .or_raise()
-    .unwrap_or(false)
 }

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// time at most: at once, practically, while the head is short.
 const REST: u32 = 20;
 
+/// And after so long at the latest.
+const LONGEST_REST: Duration = Duration::from_secs(10);
+
 /// The pipelines' places to go on at.
 #[derive(Default)]
 pub struct Heads(HashMap<i32, Head>);
@@ -48,7 +51,7 @@ impl Heads {
             head.next = next;
         }
         if from.is_none() {
-            head.again = Instant::now() + took * REST;
+            head.again = Instant::now() + (took * REST).min(LONGEST_REST);
         }
     }
 }

@@ -35,7 +35,10 @@ pub fn write_down(worker: i32, tallies: &[(usize, String, Tallied)]) -> Result<(
                  FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS u(name, day, requests, tokens)
                  ON CONFLICT (name, worker) DO UPDATE
                      SET day = EXCLUDED.day, requests = EXCLUDED.requests, tokens = EXCLUDED.tokens
-                     WHERE d.day <= EXCLUDED.day",
+                     -- A journal may be older than the table: after a power failure, or from before a switchover.
+                     WHERE d.day < EXCLUDED.day OR (d.day = EXCLUDED.day AND d.requests <= EXCLUDED.requests)
+                        OR d.day > (clock_timestamp() AT TIME ZONE 'UTC')::date",
+
                 &[
                     worker.into(),
                     names.into(),

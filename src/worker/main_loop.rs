@@ -76,6 +76,8 @@ pub extern "C-unwind" fn pg_ingest_worker_main(argument: pg_sys::Datum) {
             shared.report_absent(database);
             // A transaction that created it meanwhile took this worker for one that stays.
             if !matches!(transaction(extension_exists), Ok(true)) {
+                budgets::forget_database(database);
+                journal::forget_database(database);
                 return;
             }
             shared.request_worker(database);
@@ -144,7 +146,7 @@ impl Worker {
         recovery::recover(database, &journal).map_err(|e| e.to_string())?;
         journal.begin();
         // What an earlier process of this number held is free again; no other process can have this number now.
-        let unreleased = release(shared, database, number).map_err(|e| e.to_string())?;
+        let unreleased = release(shared, database, number, true).map_err(|e| e.to_string())?;
         shared.workers[slot]
             .state
             .store(WorkerState::Idle as u8, Ordering::Relaxed);
@@ -215,7 +217,7 @@ impl Worker {
         // A clean end leaves nothing claimed; without this, the next worker of this number frees it.
         if let Ok(true) = transaction(extension_exists) {
             let _ = self.write_down();
-            let _ = release(self.shared, self.database, self.number);
+            let _ = release(self.shared, self.database, self.number, true);
         }
     }
 
@@ -253,24 +255,26 @@ impl Worker {
             &self.pipelines,
             &self.engine,
             &self.settler.stuck_pipelines(),
-        )?;
-        if let Some(pipeline) = took {
+        );
+        if let Ok(Some(pipeline)) = took {
             self.pipelines.has_backlog(pipeline);
             self.shared.workers[self.slot]
                 .pipeline
                 .store(pipeline, Ordering::Relaxed);
         }
-        let busy = wrote || took.is_some();
+        let busy = wrote || matches!(took, Ok(Some(_)));
         if !busy || self.folded.elapsed() > FOLD_INTERVAL {
             housekeeping::fold_counters()?;
             self.write_down()?;
+            if self.unreleased {
+                let own = self.claims.is_empty();
+                self.unreleased = release(self.shared, self.database, self.number, own)? || !own;
+            }
             self.folded = Instant::now();
         }
+        took?;
         if busy {
             return Ok(Turn::Again);
-        }
-        if self.unreleased && self.claims.is_empty() {
-            self.unreleased = release(self.shared, self.database, self.number)?;
         }
         if self.number == 0 && !self.is_busy() && self.build_index()? {
             return Ok(Turn::Again);
@@ -279,7 +283,7 @@ impl Worker {
             self.claims.next_retry(&self.pipelines, &self.engine)?,
             self.pipelines.next_unblocked(),
             self.settler.next_attempt(),
-            (self.unreleased && self.claims.is_empty()).then_some(AFTER_ERROR),
+            self.unreleased.then_some(AFTER_ERROR),
             self.claims.held_back().then_some(AFTER_ERROR),
             self.claims.look_again(),
         ];
@@ -434,16 +438,22 @@ fn configure_session() {
     }
 }
 
-/// Frees the claims of processes that have ended: this number's and those of no running worker. Returns whether some were
-/// locked and must be tried again.
-fn release(shared: &Shared, database: pg_sys::Oid, number: i32) -> Result<bool, SqlError> {
-    let others: Vec<i32> = shared
-        .workers_of(database)
-        .map(|(_, slot)| slot.number.load(Ordering::Relaxed))
-        .filter(|other| *other != number)
-        .collect();
+/// Frees the claims of processes that have ended: those of no running worker, and, as long as this process holds nothing, of
+/// its own number. Returns whether some were locked and must be tried again.
+fn release(
+    shared: &Shared,
+    database: pg_sys::Oid,
+    number: i32,
+    own: bool,
+) -> Result<bool, SqlError> {
+    let running = || -> Vec<i32> {
+        let numbers = shared
+            .workers_of(database)
+            .map(|(_, slot)| slot.number.load(Ordering::Relaxed));
+        numbers.filter(|other| !own || *other != number).collect()
+    };
     reach(Point::BeforeRelease)?;
-    transaction(|| claim::release_all(others))
+    transaction(|| claim::release_all(running))
 }
 
 fn report_activity(what: &std::ffi::CStr) {

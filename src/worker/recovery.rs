@@ -31,7 +31,9 @@ pub fn recover(database: pg_sys::Oid, journal: &Journal) -> Result<(), SqlError>
             .iter()
             .map(|(_, name, tallied)| (0, name.clone(), *tallied))
             .collect();
-        write_down(of_worker[0].0, &numbered)?;
+        if let Err(error) = write_down(of_worker[0].0, &numbered) {
+            log!("pg_ingest: what was sent today cannot be written down: {error}");
+        }
     }
     if let Some(crash) = journal.crash() {
         let suspects = crash.suspects.len();
@@ -62,29 +64,36 @@ fn suspect(documents: Vec<i64>) {
     Spi::connect_mut(|client| {
         let suspects = find(client, documents)?;
         let most = suspects.iter().map(|s| s.crashes).max().unwrap_or(0);
-        let one_stands_out = suspects.iter().filter(|s| s.crashes == most).count() == 1;
+        let those = || suspects.iter().filter(|s| s.crashes == most);
+        let one_stands_out = those().count() == 1;
+        let first = those().next().map(|s| s.document);
         for (place, suspect) in suspects.iter().enumerate() {
             // Once may be chance.
-            let used_up = suspect.attempts + 1 >= suspect.max_attempts && suspect.crashes > 1;
-            if used_up && one_stands_out && suspect.crashes == most {
+            let used_up = suspect.crashes > 1
+                && suspect.attempts.saturating_add(suspect.crashes) >= suspect.max_attempts;
+            // Several that always die together are taken one after the other, in the end.
+            let endless = suspect.crashes / 2 >= suspect.max_attempts.max(2);
+            let stands_out = suspect.crashes == most && one_stands_out;
+            if used_up && (stands_out || (endless && Some(suspect.document) == first)) {
                 give_up(client, suspect)?;
                 continue;
             }
-            let wait = 2f64.powi(suspect.crashes.clamp(1, 16) - 1).min(LONGEST_WAIT);
-            let stagger = if suspect.crashes > 1 {
-                place as f64 * STAGGER.0.min(STAGGER.1 / suspects.len() as f64)
-            } else {
-                0.0
+            let wait = 2f64
+                .powi(suspect.crashes.clamp(1, 16) - 1)
+                .min(LONGEST_WAIT);
+            let stagger = match suspect.crashes {
+                ..=1 => 0.0,
+                2 => place as f64 * STAGGER.0.min(STAGGER.1 / suspects.len() as f64),
+                _ => place as f64 * wait,
             };
             run(
                 client,
-                "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL, crashes = $2, attempts = $3,
-                        retry_at = clock_timestamp() + make_interval(secs => $4)
+                "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL, crashes = $2,
+                        retry_at = clock_timestamp() + make_interval(secs => $3)
                  WHERE document_id = $1",
                 &[
                     suspect.document.into(),
                     suspect.crashes.into(),
-                    (suspect.attempts + 1).min(suspect.max_attempts - 1).into(),
                     (wait + stagger).into(),
                 ],
             )?;
@@ -136,7 +145,7 @@ fn give_up(client: &mut SpiClient, suspect: &Suspect) -> Result<(), pgrx::spi::E
             error_class: "internal",
             http_status: None,
             message: &message,
-            attempts: suspect.attempts + 1,
+            attempts: suspect.attempts.saturating_add(suspect.crashes),
             retryable: false,
         },
     )?;

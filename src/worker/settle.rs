@@ -29,7 +29,7 @@ const LOCK_PATIENCE: u32 = 8;
 /// Wait before a pipeline is written again whose target was locked.
 const STUCK_WAIT: Duration = Duration::from_secs(1);
 
-/// Chunks of one pipeline that are kept at most while its target takes nothing: some 50 MB of vectors.
+/// Chunks of all pipelines that are kept at most while their targets take nothing: some 50 MB of vectors.
 const MAX_KEPT_CHUNKS: usize = 8192;
 
 /// Settles documents, and remembers those that had to wait.
@@ -228,7 +228,14 @@ impl Settler {
             self.postpone(batch);
             return Err(error);
         };
-        let takes_nothing = takes_nothing(pipeline, &error);
+        let takes_nothing = match takes_nothing(pipeline, &error) {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.postpone(batch);
+                self.not_before = Instant::now() + STUCK_WAIT;
+                return Ok(());
+            }
+        };
         let error = refusal(&error);
         if takes_nothing {
             if let Err(error) = transaction(|| block_now(pipeline, &error)) {
@@ -257,14 +264,16 @@ impl Settler {
     /// Takes out of a batch what need not be tried, because the pipeline's target has just been seen to take nothing. What
     /// there is no room for is given back, to be embedded once more.
     fn keep_if_in_vain(&mut self, batch: &mut Vec<Outcome>, pipeline: i32) {
+        let mut chunks_kept: usize = self.kept.values().map(|kept| kept.chunks).sum();
         let Some(kept) = self.kept.get_mut(&pipeline) else {
             return;
         };
         for outcome in std::mem::take(batch) {
             match outcome {
                 Outcome::Embedded { ref chunks, .. }
-                    if kept.chunks + chunks.len() <= MAX_KEPT_CHUNKS =>
+                    if chunks_kept + chunks.len() <= MAX_KEPT_CHUNKS =>
                 {
+                    chunks_kept += chunks.len();
                     kept.chunks += chunks.len();
                     kept.outcomes.push(outcome);
                 }
@@ -329,9 +338,9 @@ fn batches(outcomes: Vec<Outcome>, claims: &Claims) -> Vec<Vec<Outcome>> {
 
 /// Whether an error while writing a document's chunks says that the target takes none at all until somebody acts (it is gone,
 /// forbidden, full or another table by now), and not that a constraint or a trigger refuses the rows of this document.
-fn takes_nothing(pipeline: &Active, error: &SqlError) -> bool {
+fn takes_nothing(pipeline: &Active, error: &SqlError) -> Result<bool, SqlError> {
     use PgSqlErrorCode as C;
-    match error.code {
+    Ok(match error.code {
         C::ERRCODE_READ_ONLY_SQL_TRANSACTION
         | C::ERRCODE_INSUFFICIENT_RESOURCES
         | C::ERRCODE_DISK_FULL
@@ -342,8 +351,8 @@ fn takes_nothing(pipeline: &Active, error: &SqlError) -> bool {
         | C::ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION
         | C::ERRCODE_IO_ERROR => true,
         // A trigger may raise anything for one document.
-        _ => !accepts_no_rows(pipeline),
-    }
+        _ => !accepts_no_rows(pipeline)?,
+    })
 }
 
 /// The error that a target's refusal is to a document or a pipeline.

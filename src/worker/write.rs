@@ -17,7 +17,7 @@ use crate::owner::ActingAs;
 use crate::wake;
 use crate::worker::claim::{Claim, Claims};
 use crate::worker::pipelines::Active;
-use crate::worker::transaction::{run, transaction};
+use crate::worker::transaction::{SqlError, run, transaction};
 
 /// Rows of one INSERT at most.
 const MAX_ROWS: usize = 4096;
@@ -84,10 +84,11 @@ pub fn write(
     .or_raise()
 }
 
-/// Whether a pipeline's target takes a DELETE and an INSERT of no rows: it is there, with its columns, and its owner may.
-pub fn accepts_no_rows(pipeline: &Active) -> bool {
+/// Whether a pipeline's target takes a DELETE and an INSERT of no rows: it is there, with its columns, and its owner may. Fails
+/// when that cannot be seen just now.
+pub fn accepts_no_rows(pipeline: &Active) -> Result<bool, SqlError> {
     let Ok(target) = &pipeline.target else {
-        return false;
+        return Ok(false);
     };
     let fits = transaction(|| {
         let fits = Spi::connect_mut(|client| {
@@ -116,7 +117,10 @@ pub fn accepts_no_rows(pipeline: &Active) -> bool {
         .or_raise();
         fits
     });
-    matches!(fits, Ok(Some(true)))
+    match fits {
+        Err(error) if error.is_transient() => Err(error),
+        fits => Ok(matches!(fits, Ok(Some(true)))),
+    }
 }
 
 /// Staging rows that are deleted on success are locked before their queue rows, in the order in which users' statements

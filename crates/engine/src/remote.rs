@@ -294,13 +294,18 @@ impl Remotes {
         lane: &Arc<Lane>,
         items: impl Iterator<Item = Item<Part>>,
     ) {
-        let start = {
+        let (start, closed) = {
             let mut state = lane.state();
             for item in items {
                 state.backlog.push(item);
             }
-            !std::mem::replace(&mut state.running, true)
+            (!std::mem::replace(&mut state.running, true), state.closed)
         };
+        if closed {
+            // Nobody serves it any more.
+            lane.fail_all(&dropped());
+            return;
+        }
         lane.changed.notify_one();
         if start {
             match self.runtime() {

@@ -43,19 +43,13 @@ impl Tally {
             .store(had_tokens.saturating_add(tokens).max(0), ORDER);
     }
 
-    /// Goes on from what was written down elsewhere, if that is more or of a later day.
+    /// Goes on from what was written down elsewhere, if that knows of more requests or of a later day.
     pub fn restore(&self, written: Tallied) {
         let known = self.read().unwrap_or_default();
-        if written.day > known.day {
-            self.requests.store(0, ORDER);
-            self.tokens.store(0, ORDER);
-        }
-        if written.day >= known.day {
-            let at_least = |tally: &AtomicI64, figure: u64| {
-                tally.fetch_max(figure.try_into().unwrap_or(i64::MAX), ORDER);
-            };
-            at_least(&self.requests, written.requests);
-            at_least(&self.tokens, written.tokens);
+        if (written.day, written.requests) > (known.day, known.requests) {
+            let figure = |figure: u64| figure.try_into().unwrap_or(i64::MAX);
+            self.requests.store(figure(written.requests), ORDER);
+            self.tokens.store(figure(written.tokens), ORDER);
             self.day.store(u64::from(written.day) + 1, ORDER);
         }
     }

@@ -324,7 +324,31 @@ fn check_calls(db: &Database, api: &FakeApi, before: &[String], sum: &mut Sum) {
         );
     }
     let most = times.values().max().copied().unwrap_or(0);
-    assert!(most <= 2, "a text was sent {most} times");
+    let often: Vec<&String> = times
+        .iter()
+        .filter(|(_, n)| **n > 2)
+        .map(|(text, _)| text)
+        .collect();
+    let told = || -> Vec<String> {
+        let requests = api.requests();
+        let first = requests.first().map(|request| request.arrived);
+        let with = requests
+            .iter()
+            .filter(|r| often.iter().any(|text| r.texts.contains(text)));
+        with.map(|r| {
+            let at = first.map(|first| r.arrived - first);
+            format!(
+                "{} at {at:?}: {} inputs, {:?}",
+                r.number, r.inputs, r.status
+            )
+        })
+        .collect()
+    };
+    assert!(
+        most <= 2,
+        "a text was sent {most} times: {often:?} {:#?}",
+        told()
+    );
     let repeated = times.values().filter(|n| **n > 1).count() as u64;
     sum.sent += times.len() as u64;
     sum.repeated += repeated;
