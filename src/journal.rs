@@ -78,13 +78,6 @@ pub struct Journal {
 #[derive(Debug, Clone, Copy)]
 pub struct Note(Option<u32>);
 
-/// What a process left behind when it crashed.
-#[derive(Debug, Clone, Default)]
-pub struct Crash {
-    /// Documents that it may have died of.
-    pub suspects: Vec<i64>,
-}
-
 /// The journal of the process that is running, for what happens while it dies.
 static OWN: AtomicPtr<Layout> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -107,8 +100,8 @@ impl Journal {
         }
     }
 
-    /// How the process before ended: what it may have died of, if it crashed.
-    pub fn crash(&self) -> Option<Crash> {
+    /// The documents that the process before may have died of, if it crashed.
+    pub fn crash(&self) -> Option<Vec<i64>> {
         let layout = self.layout;
         if layout.life.load(Ordering::SeqCst) != Life::Runs as u32 {
             return None;
@@ -136,7 +129,13 @@ impl Journal {
                 suspects = waiting.into_iter().map(id).collect();
             }
         }
-        Some(Crash { suspects })
+        Some(suspects)
+    }
+
+    /// Ends with the journal of a worker that does not run. What it held is forgotten.
+    pub fn close(self) {
+        self.layout.life.store(Life::Ended as u32, Ordering::SeqCst);
+        unmap(self.layout);
     }
 
     /// Begins to note this process's life. What the process before held is forgotten, and what it sent before today.
@@ -279,6 +278,22 @@ pub fn tallies_of(database: pg_sys::Oid) -> Vec<(i32, String, Tallied)> {
         }
     }
     found
+}
+
+/// The journals of those workers of a database whose numbers are wanted.
+pub fn left_of(database: pg_sys::Oid, wanted: impl Fn(i32) -> bool) -> Vec<Journal> {
+    files()
+        .into_iter()
+        .filter(|(of, number)| *of == database.to_u32() && wanted(*number))
+        .filter_map(|(_, number)| {
+            let layout = map(&path(database, number)).ok()?;
+            Some(Journal {
+                layout,
+                free: VecDeque::new(),
+                written: HashMap::new(),
+            })
+        })
+        .collect()
 }
 
 /// The process ends in a way that is no document's fault. Nothing but a store to memory: it is called while a process dies,

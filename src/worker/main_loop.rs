@@ -143,7 +143,10 @@ impl Worker {
         .map_err(|e| e.to_string())?;
         query_server::start(slot, engine.queries()).map_err(|e| e.to_string())?;
         let mut journal = Journal::open(database, number);
-        recovery::recover(database, &journal).map_err(|e| e.to_string())?;
+        let others = running(shared, database)
+            .filter(|other| *other != number)
+            .collect();
+        recovery::recover(database, number, &journal, others).map_err(|e| e.to_string())?;
         journal.begin();
         // What an earlier process of this number held is free again; no other process can have this number now.
         let unreleased = release(shared, database, number, true).map_err(|e| e.to_string())?;
@@ -438,6 +441,13 @@ fn configure_session() {
     }
 }
 
+/// The numbers of this database's workers that run.
+fn running(shared: &Shared, database: pg_sys::Oid) -> impl Iterator<Item = i32> {
+    shared
+        .workers_of(database)
+        .map(|(_, slot)| slot.number.load(Ordering::Relaxed))
+}
+
 /// Frees the claims of processes that have ended: those of no running worker, and, as long as this process holds nothing, of
 /// its own number. Returns whether some were locked and must be tried again.
 fn release(
@@ -447,10 +457,9 @@ fn release(
     own: bool,
 ) -> Result<bool, SqlError> {
     let running = || -> Vec<i32> {
-        let numbers = shared
-            .workers_of(database)
-            .map(|(_, slot)| slot.number.load(Ordering::Relaxed));
-        numbers.filter(|other| !own || *other != number).collect()
+        running(shared, database)
+            .filter(|other| !own || *other != number)
+            .collect()
     };
     reach(Point::BeforeRelease)?;
     transaction(|| claim::release_all(running))

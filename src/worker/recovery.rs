@@ -23,7 +23,14 @@ const LONGEST_WAIT: f64 = 60.0;
 const STAGGER: (f64, f64) = (2.0, 10.0);
 
 /// Takes up what the workers of this database left. Before anything is defined or claimed by this process.
-pub fn recover(database: pg_sys::Oid, journal: &Journal) -> Result<(), SqlError> {
+/// `own` is the journal of this process's `number`, and `others_running` are the numbers of the other workers of this database
+/// that run: what they hold is theirs.
+pub fn recover(
+    database: pg_sys::Oid,
+    number: i32,
+    own: &Journal,
+    others_running: Vec<i32>,
+) -> Result<(), SqlError> {
     let mut tallies = journal::tallies_of(database);
     tallies.sort_by_key(|(worker, ..)| *worker);
     for of_worker in tallies.chunk_by(|a, b| a.0 == b.0) {
@@ -35,14 +42,23 @@ pub fn recover(database: pg_sys::Oid, journal: &Journal) -> Result<(), SqlError>
             log!("pg_ingest: what was sent today cannot be written down: {error}");
         }
     }
-    if let Some(crash) = journal.crash() {
-        let suspects = crash.suspects.len();
+    let mut suspects = own.crash().unwrap_or_default();
+    let left = journal::left_of(database, |other| {
+        other != number && !others_running.contains(&other)
+    });
+    suspects.extend(left.iter().filter_map(Journal::crash).flatten());
+    suspects.sort_unstable();
+    suspects.dedup();
+    if !suspects.is_empty() {
         log!(
-            "pg_ingest: the worker before this one died; documents that it was working on: {suspects}"
+            "pg_ingest: a worker died; documents that it was working on: {}",
+            suspects.len()
         );
-        if suspects > 0 {
-            transaction(|| suspect(crash.suspects))?;
-        }
+        transaction(|| suspect(suspects, others_running))?;
+    }
+    // Not to be laid to them once more.
+    for journal in left {
+        journal.close();
     }
     Ok(())
 }
@@ -60,9 +76,9 @@ struct Suspect {
 }
 
 /// Notes a death with the documents that were worked on when it came. Inside a transaction.
-fn suspect(documents: Vec<i64>) {
+fn suspect(documents: Vec<i64>, others_running: Vec<i32>) {
     Spi::connect_mut(|client| {
-        let suspects = find(client, documents)?;
+        let suspects = find(client, documents, others_running)?;
         let most = suspects.iter().map(|s| s.crashes).max().unwrap_or(0);
         let those = || suspects.iter().filter(|s| s.crashes == most);
         let one_stands_out = those().count() == 1;
@@ -103,13 +119,19 @@ fn suspect(documents: Vec<i64>) {
     .or_raise();
 }
 
-fn find(client: &mut SpiClient, documents: Vec<i64>) -> Result<Vec<Suspect>, pgrx::spi::Error> {
+/// Those that are still to be embedded, and that no worker has taken again.
+fn find(
+    client: &mut SpiClient,
+    documents: Vec<i64>,
+    others_running: Vec<i32>,
+) -> Result<Vec<Suspect>, pgrx::spi::Error> {
     let rows = run(
         client,
         "SELECT q.document_id, q.pipeline_id, p.name, d.key, q.bytes, q.attempts, p.max_attempts, q.crashes + 1 AS crashes
          FROM ingest.queue q JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.documents d ON d.id = q.document_id
-         WHERE q.document_id = ANY ($1) ORDER BY q.document_id FOR UPDATE OF q SKIP LOCKED",
-        &[documents.into()],
+         WHERE q.document_id = ANY ($1) AND (q.claimed_by IS NULL OR q.claimed_by <> ALL ($2))
+         ORDER BY q.document_id FOR UPDATE OF q SKIP LOCKED",
+        &[documents.into(), others_running.into()],
     )?;
     let mut suspects = Vec::new();
     for row in rows {
