@@ -110,7 +110,7 @@ impl Run {
 
     fn drop_from_front(&mut self, number: usize) {
         if let Some(packed) = self.backlog.peek(self.capacity) {
-            let unwanted = |value: usize| value % (number % 8 + 1) == 0;
+            let unwanted = |value: usize| value.is_multiple_of(number % 8 + 1);
             let mut gone = BTreeSet::new();
             self.backlog.retain_front(packed, |value| {
                 if unwanted(*value) {
@@ -125,7 +125,7 @@ impl Run {
     }
 
     fn take_out(&mut self, number: usize) {
-        let unwanted = |value: &usize| value % (number % 8 + 1) == 0;
+        let unwanted = |value: &usize| value.is_multiple_of(number % 8 + 1);
         let gone = self.backlog.extract(unwanted);
         for item in gone {
             assert!(unwanted(&item.value) && self.waiting.remove(&item.value));
