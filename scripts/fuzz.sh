@@ -69,7 +69,7 @@ fuzz() { # TARGET SEED SECONDS
 }
 
 main() {
-  local seconds=30 seed target
+  local seconds=30 given seed target
   local -a targets=() broken=()
   if [[ ${1:-} =~ ^[0-9]+$ ]]; then
     seconds=$1
@@ -81,16 +81,18 @@ main() {
   done
   if (($#)); then targets=("$@"); fi
   need_fuzzer
+  given=${TORTURE_SEED:-$((RANDOM * 32768 + RANDOM))}
+  [[ $given =~ ^[0-9]+$ ]] || die "fuzz.sh: TORTURE_SEED is a number, not $given"
   # libFuzzer takes 32 bits, and zero for "any".
-  seed=$((${TORTURE_SEED:-$((RANDOM * 32768 + RANDOM))} % 0xffffffff + 1))
+  seed=$(((10#$given & 0x7fffffff) + 1))
   host=$(rustc +nightly -vV | sed -n 's/^host: //p')
   step "building the fuzz targets"
   (cd "$root_dir" && CARGO_TARGET_DIR=$work cargo +nightly fuzz build --fuzz-dir fuzz --sanitizer none --target "$host") ||
     die "the fuzz targets did not build: the compiler's messages stand above"
-  step "fuzzing ${#targets[@]} targets for $seconds s each, TORTURE_SEED=$((seed - 1))"
+  step "fuzzing ${#targets[@]} targets for $seconds s each, TORTURE_SEED=$given"
   for target in "${targets[@]}"; do fuzz "$target" "$seed" "$seconds" || broken+=("$target"); done
   if ((${#broken[@]})); then
-    die "fuzzing found something in ${broken[*]}; repeat with TORTURE_SEED=$((seed - 1)) $0 $seconds ${broken[*]}"
+    die "fuzzing found something in ${broken[*]}; repeat with TORTURE_SEED=$given $0 $seconds ${broken[*]}"
   fi
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The tests of the crates that need no server, with AddressSanitizer: sanitize.sh [CRATE…].
 #
-# Everything is compiled once more, below target/sanitize.
+# Everything is compiled once more, below target/sanitize. ThreadSanitizer is not here: it wants a standard library that is
+# compiled with it, and with the one that rustup brings it takes every channel and every joined thread for a race.
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh

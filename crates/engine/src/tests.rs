@@ -10,6 +10,9 @@ use chunker::{SplitOptions, Splitter};
 
 use super::*;
 
+/// Local models send no requests.
+static IN_FLIGHT: AtomicI32 = AtomicI32::new(0);
+
 fn pipeline(chunk_tokens: usize) -> Arc<Pipeline> {
     Arc::new(Pipeline {
         id: 1,
@@ -37,7 +40,7 @@ fn run(
         model_dir: model_dir.to_owned(),
         inference_threads: 2,
         split_threads: 2,
-        requests_in_flight: Box::leak(Box::default()),
+        requests_in_flight: &IN_FLIGHT,
         notify: Arc::new(move || {
             let _ = ring.lock().map(|ring| ring.send(()));
         }),
@@ -128,7 +131,7 @@ fn a_chunk_and_the_same_text_as_a_query_have_the_same_vector() {
         model_dir: dir,
         inference_threads: 1,
         split_threads: 1,
-        requests_in_flight: Box::leak(Box::default()),
+        requests_in_flight: &IN_FLIGHT,
         notify: Arc::new(|| ()),
     })
     .expect("threads");

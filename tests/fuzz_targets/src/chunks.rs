@@ -6,8 +6,8 @@ use crate::tools::{repeated, tokenizer};
 
 /// Five characters of settings, then the text: the splitter (`m`: Markdown, `n`: none, else text), the tokenizer (`o`, `w`,
 /// else cl100k_base), the tokens of a chunk (the character's code), those of the overlap (the same, modulo those of the
-/// chunk), how often the text is repeated (2 to the power of the code modulo 16; not
-/// at all where more than half of a chunk is overlap, for the cost is as many times that of the text).
+/// chunk), how often the text is repeated ([`repeated`]; not at all where chunks are tiny or more than half overlap, for
+/// then the splitter takes seconds, whatever the text).
 ///
 /// Chunks are parts of the text, in order; all but white space is in one; none is larger than asked; the tokens told are
 /// those that it has.
@@ -18,7 +18,7 @@ pub fn chunks(bytes: &[u8]) {
     let chunk_tokens = usize::from(*chunk_tokens).max(1);
     let chunk_overlap = usize::from(*overlap) % chunk_tokens;
     let text = String::from_utf8_lossy(text);
-    let text = match chunk_overlap * 2 > chunk_tokens {
+    let text = match chunk_tokens < 16 || chunk_overlap * 2 > chunk_tokens {
         true => text.into_owned(),
         false => repeated(&text, *times),
     };

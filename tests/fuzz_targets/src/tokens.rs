@@ -3,7 +3,7 @@
 use crate::tools::{repeated, tokenizer};
 
 /// Three characters of settings, then the text: the tokenizer (`o`, `w`, else cl100k_base), how many tokens to cut at, how
-/// often the text is repeated (2 to the power of the code modulo 16).
+/// often the text is repeated ([`repeated`]).
 ///
 /// Counts are those of the tokenizer that is counted for; a text that is cut is a beginning that fits.
 pub fn tokens(bytes: &[u8]) {
