@@ -63,9 +63,10 @@ impl Settings<'_> {
                 self.chunk_tokens
             )));
         }
-        if self.chunk_overlap < 0 || self.chunk_overlap >= self.chunk_tokens {
+        // With more, a document would be multiplied without bound.
+        if self.chunk_overlap < 0 || self.chunk_overlap > self.chunk_tokens / 2 {
             return Err(UserError::invalid(
-                "chunk_overlap must be at least 0 and less than chunk_tokens",
+                "chunk_overlap must be between 0 and half of chunk_tokens",
             )
             .detail(format!(
                 "chunk_overlap is {}, chunk_tokens is {}.",
