@@ -145,14 +145,19 @@ fn kill_in_round(cluster: &Cluster, point: &str, death: Death, skip: usize, sum:
         Death::Error => arm("error"),
         _ => arm("wait"),
     }
-    db.run("SELECT ingest.resume('p')");
     if point == "before_release" {
-        // Nobody comes there but at a worker's start and end.
-        let pids = db.worker_pids();
-        if let Some(pid) = pids.first() {
+        // Nobody comes there but at a worker's start and end. Nothing has been sent yet.
+        if let Some(pid) = db.worker_pids().first() {
             db.run(&format!("SELECT pg_terminate_backend({pid})"));
         }
     }
+    wait_until("work begins", SOON, || {
+        let resumed = db.try_run("SELECT ingest.resume('p')").is_ok();
+        if !resumed {
+            db.reconnect();
+        }
+        resumed
+    });
     let settled = |db: &Database| {
         db.try_one::<bool>("SELECT ingest.pending_documents('p') = 0")
             .unwrap_or(false)
