@@ -3,9 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use chunker::SplitOptions;
 use embedder::{EmbedError, ErrorClass};
 use engine::{Document, Engine, Outcome, Room, Working};
 use injection::Point;
@@ -17,6 +16,7 @@ use crate::settings;
 use crate::worker::heads::Heads;
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::process::reach;
+use crate::worker::queue::{Candidate, Limits, claim};
 use crate::worker::transaction::{SqlError, run, transaction};
 
 /// Documents taken or written by one transaction at most.
@@ -66,41 +66,6 @@ pub struct Claims {
     held_back: bool,
     heads: Heads,
     look_again: Option<Duration>,
-}
-
-struct Candidate {
-    id: i64,
-    bytes: i32,
-    attempts: i32,
-    crashes: i32,
-}
-
-/// What a transaction may claim.
-#[derive(Clone, Copy)]
-struct Limits {
-    documents: usize,
-    bytes: usize,
-    /// Whether the documents are read, too.
-    read: bool,
-}
-
-/// What a transaction claimed.
-struct Claimed {
-    candidates: Vec<Candidate>,
-    taken: Vec<Taken>,
-    /// How long it looked for them.
-    looking: Duration,
-    /// Whether one was passed over because somebody has it locked.
-    locked: bool,
-    /// Whether documents of whatever pipeline were found due again.
-    due: bool,
-}
-
-struct Taken {
-    id: i64,
-    key: String,
-    metadata: String,
-    content: Option<String>,
 }
 
 impl Claims {
@@ -416,209 +381,4 @@ impl Claims {
         // One that is due and was not taken is locked by somebody; a moment later it is not.
         Ok(seconds.map(|s| Duration::from_secs_f64(s.clamp(0.1, 1e6))))
     }
-}
-
-/// Marks waiting documents of a pipeline as held, the oldest first of those from `from` on, as many as the limits
-/// allow but at least one, and reads them, as long as they are still to be split in this way. None while a dump is
-/// being restored into this database. Inside a transaction, which may be
-/// lost in a crash: the documents are then still waiting.
-fn claim(
-    pipeline: i32,
-    split: &SplitOptions,
-    worker: i32,
-    token: i64,
-    from: Option<i64>,
-    limits: Limits,
-) -> Option<Claimed> {
-    Spi::connect_mut(|client| {
-        let free = run(
-            client,
-            "SELECT pg_try_advisory_xact_lock_shared(ingest.restore_lock())",
-            &[],
-        )?
-        .first()
-        .get_one::<bool>()?;
-        if free != Some(true) {
-            return Ok(None);
-        }
-        // Those whose next attempt is due join the waiting ones.
-        let due = run(
-            client,
-            "SELECT document_id FROM ingest.queue WHERE retry_at <= clock_timestamp() AND claimed_by IS NULL
-             ORDER BY retry_at LIMIT 1000 FOR UPDATE SKIP LOCKED",
-            &[],
-        )?;
-        let due: Vec<i64> = due.filter_map(|row| row["document_id"].value().ok().flatten()).collect();
-        let some_due = !due.is_empty();
-        if some_due {
-            run(
-                client,
-                "UPDATE ingest.queue SET retry_at = NULL WHERE document_id = ANY ($1)",
-                &[due.into()],
-            )?;
-        }
-
-        // A document may have come with the pause that should hold it, after the definitions were read. Only queue_ready has
-        // this order: with an equality, which makes the first column of it idle, some statistics make the primary key
-        // look cheaper, in which the backlogs of all other pipelines would be read, too.
-        let start = Instant::now();
-        let waiting = run(
-            client,
-            "SELECT document_id, bytes, attempts, crashes FROM ingest.queue
-             WHERE pipeline_id BETWEEN $1 AND $1 AND document_id >= $3 AND claimed_by IS NULL AND retry_at IS NULL
-               AND NOT (SELECT p.paused FROM ingest.pipeline p WHERE p.pipeline_id = $1)
-             ORDER BY pipeline_id, document_id LIMIT $2 FOR UPDATE SKIP LOCKED",
-            &[
-                pipeline.into(),
-                (limits.documents as i64).into(),
-                from.unwrap_or(i64::MIN).into(),
-            ],
-        )?;
-        let looking = start.elapsed();
-        let largest = settings::max_document_size();
-        let mut candidates = Vec::new();
-        let mut bytes = 0;
-        for row in waiting {
-            let candidate = Candidate {
-                id: row["document_id"].value()?.unwrap_or_default(),
-                bytes: row["bytes"].value()?.unwrap_or_default(),
-                attempts: row["attempts"].value()?.unwrap_or_default(),
-                crashes: row["crashes"].value()?.unwrap_or_default(),
-            };
-            // A document that will be refused for its size is not read.
-            let size = candidate.bytes as usize;
-            let cost = if size > largest { 0 } else { size };
-            if bytes > 0 && bytes + cost > limits.bytes {
-                break;
-            }
-            bytes += cost;
-            candidates.push(candidate);
-        }
-        // alter_pipeline() may have queued them again since the definitions were read, to be split in another way. If it does so
-        // from here on, it waits for this transaction and takes the claim back.
-        let is_defined_so = run(
-            client,
-            "SELECT EXISTS (SELECT FROM ingest.pipeline p WHERE p.pipeline_id = $1 AND p.splitter = $2
-                                AND p.chunk_tokens = $3 AND p.chunk_overlap = $4)",
-            &[
-                pipeline.into(),
-                split.splitter.as_str().into(),
-                (split.chunk_tokens as i32).into(),
-                (split.chunk_overlap as i32).into(),
-            ],
-        )?
-        .first()
-        .get_one::<bool>()?;
-        if candidates.is_empty() || is_defined_so != Some(true) {
-            let passed_over = run(
-                client,
-                "SELECT FROM ingest.queue
-                 WHERE pipeline_id BETWEEN $1 AND $1 AND document_id >= $2 AND claimed_by IS NULL AND retry_at IS NULL
-                   AND NOT (SELECT p.paused FROM ingest.pipeline p WHERE p.pipeline_id = $1)
-                 ORDER BY pipeline_id, document_id LIMIT 1",
-                &[pipeline.into(), from.unwrap_or(i64::MIN).into()],
-            )?;
-            return Ok(Some(Claimed {
-                candidates: Vec::new(),
-                taken: Vec::new(),
-                looking,
-                locked: !passed_over.is_empty(),
-                due: some_due,
-            }));
-        }
-        run(client, "SET LOCAL synchronous_commit = off", &[])?;
-        let ids: Vec<i64> = candidates.iter().map(|c| c.id).collect();
-        run(
-            client,
-            "UPDATE ingest.queue SET claimed_by = $2, claim_token = $3 WHERE document_id = ANY ($1)",
-            &[ids.clone().into(), worker.into(), token.into()],
-        )?;
-        let rows = run(
-            client,
-            "SELECT id, key, CASE WHEN $3 THEN metadata::text ELSE '{}' END AS metadata,
-                    CASE WHEN $3 AND octet_length(content) <= $2 THEN content END AS content
-             FROM ingest.documents WHERE id = ANY ($1)",
-            &[
-                ids.into(),
-                i32::try_from(largest).unwrap_or(i32::MAX).into(),
-                limits.read.into(),
-            ],
-        )?;
-        let mut taken = Vec::new();
-        for row in rows {
-            taken.push(Taken {
-                id: row["id"].value()?.unwrap_or_default(),
-                key: row["key"].value()?.unwrap_or_default(),
-                metadata: row["metadata"].value()?.unwrap_or_default(),
-                content: row["content"].value()?,
-            });
-        }
-        drop_orphans(client, &candidates, &taken)?;
-        Ok::<_, pgrx::spi::Error>(Some(Claimed {
-            candidates,
-            taken,
-            looking,
-            locked: false,
-            due: some_due,
-        }))
-    })
-    .or_raise()
-}
-
-/// Takes documents out of the queue that are not in the staging table (deleted with triggers disabled).
-fn drop_orphans(
-    client: &mut pgrx::spi::SpiClient,
-    candidates: &[Candidate],
-    taken: &[Taken],
-) -> Result<(), pgrx::spi::Error> {
-    let orphans: Vec<i64> = candidates
-        .iter()
-        .map(|c| c.id)
-        .filter(|id| !taken.iter().any(|t| t.id == *id))
-        .collect();
-    if !orphans.is_empty() {
-        run(
-            client,
-            "WITH gone AS (DELETE FROM ingest.queue WHERE document_id = ANY ($1) RETURNING pipeline_id, bytes)
-             INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes)
-             SELECT pipeline_id, -count(*), -sum(bytes) FROM gone GROUP BY pipeline_id",
-            &[orphans.into()],
-        )?;
-    }
-    Ok(())
-}
-
-/// Frees the claims of workers that do not run; whether some were locked and still stand. Inside a transaction. `running` is
-/// asked for the numbers of those that run after the claims have been read: whoever has claimed something was there before.
-pub fn release_all(running: impl Fn() -> Vec<i32>) -> bool {
-    Spi::connect_mut(|client| {
-        let claimers = run(
-            client,
-            "SELECT DISTINCT claimed_by FROM ingest.queue WHERE claimed_by IS NOT NULL",
-            &[],
-        )?;
-        let mut ended = Vec::new();
-        for row in claimers {
-            ended.extend(row["claimed_by"].value::<i32>()?);
-        }
-        let running = running();
-        ended.retain(|number| !running.contains(number));
-        if ended.is_empty() {
-            return Ok(false);
-        }
-        run(
-            client,
-            "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL
-             WHERE document_id = ANY (ARRAY(
-                 SELECT document_id FROM ingest.queue WHERE claimed_by = ANY ($1) FOR UPDATE SKIP LOCKED))",
-            &[ended.clone().into()],
-        )?;
-        let left = run(
-            client,
-            "SELECT FROM ingest.queue WHERE claimed_by = ANY ($1) LIMIT 1",
-            &[ended.into()],
-        )?;
-        Ok::<_, pgrx::spi::Error>(!left.is_empty())
-    })
-    .or_raise()
 }

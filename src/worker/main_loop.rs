@@ -20,6 +20,7 @@ use crate::worker::process::{
     EventFd, check_interrupts, install_signal_handlers, reach, reload_settings, wait,
 };
 use crate::worker::query_server;
+use crate::worker::queue;
 use crate::worker::recovery;
 use crate::worker::settle::Settler;
 use crate::worker::transaction::{SqlError, transaction};
@@ -462,7 +463,7 @@ fn release(
             .collect()
     };
     reach(Point::BeforeRelease)?;
-    transaction(|| claim::release_all(running))
+    transaction(|| queue::release_all(running))
 }
 
 fn report_activity(what: &std::ffi::CStr) {
