@@ -432,3 +432,40 @@ fn a_crash_in_the_middle_of_a_remote_backlog_repeats_only_what_was_on_its_way() 
     println!("{today} requests written down of {}", api.accepted());
     assert!(today <= api.accepted() as i64 && today > 0);
 }
+
+#[test]
+fn a_document_that_cannot_be_read_holds_up_no_other() {
+    let cluster = Cluster::start(&[]);
+    let api = harness::remote::api();
+    let db = Database::new_in(&cluster);
+    for pipeline in ["p", "other"] {
+        db.create_remote_pipeline(pipeline, &api, "max_attempts => 2");
+        db.run(&format!("SELECT ingest.pause('{pipeline}')"));
+        db.insert_prose(pipeline, "d", 20, 5);
+    }
+    // Only the damaged one is long enough to lie apart from its row.
+    db.run(
+        "ALTER TABLE ingest.documents ALTER content SET STORAGE EXTERNAL;
+         UPDATE ingest.documents SET content = repeat('long and damaged ', 1000) WHERE pipeline = 'p' AND key = 'd7';
+         CHECKPOINT",
+    );
+    let file: String = db.one(
+        "SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE oid = 'ingest.documents'::regclass",
+    );
+    cluster.stop_server("fast");
+    let file = cluster.data().join(file);
+    let length = std::fs::metadata(&file).expect("the file is there").len() as usize;
+    std::fs::write(&file, vec![0; length]).expect("zeros for what was there");
+    cluster.start_server();
+    db.reconnect();
+    db.run("SELECT ingest.resume('p'), ingest.resume('other')");
+    assert!(db.one::<bool>("SELECT ingest.wait(timeout => '60 s')"));
+    assert_eq!(db.progress_of("other").counts(), (20, 20, 0, 0));
+    assert_eq!(db.progress_of("p").counts(), (20, 19, 0, 1));
+    let failure: String =
+        db.one("SELECT concat_ws(' ', key, error_class, attempts, message) FROM ingest.failures");
+    assert!(
+        failure.starts_with("d7 internal 2 the document cannot be read: "),
+        "{failure}"
+    );
+}

@@ -9,7 +9,7 @@ const ROUNDS: usize = 6;
 
 #[test]
 fn whatever_is_done_in_whatever_order_the_chunks_follow() {
-    let seed = torture::seed();
+    let seed = torture::seed().unwrap_or(6);
     println!("TORTURE_SEED={seed}");
     println!("{}", torture::model(seed, ROUNDS));
 }

@@ -22,5 +22,5 @@ mod statements;
 pub use health::health;
 pub use kills::{Death, kill_at, kills};
 pub use model::model;
-pub use random::{Random, seed};
+pub use random::{Random, any_seed, seed};
 pub use signals::signals;

@@ -55,11 +55,13 @@ impl Random {
     }
 }
 
-/// The seed that `TORTURE_SEED` names, else another one each time.
-pub fn seed() -> u64 {
-    let named = std::env::var("TORTURE_SEED").ok();
-    named.and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        now.map_or(0, |now| now.as_nanos() as u64)
-    })
+/// The seed that `TORTURE_SEED` names, if it does.
+pub fn seed() -> Option<u64> {
+    std::env::var("TORTURE_SEED").ok()?.parse().ok()
+}
+
+/// A seed that is another one each time.
+pub fn any_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_nanos() as u64)
 }
