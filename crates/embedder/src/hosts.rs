@@ -87,14 +87,13 @@ fn parse_entry(entry: &str) -> Result<Entry, &'static str> {
             _ => Err("\"*.\" goes before a domain of at least two parts, such as *.example.com"),
         };
     }
-    if name.contains('*') {
+    let host = Host::parse(name).map(|host| host.to_string());
+    // It may have been written as %2a.
+    if name.contains('*') || host.as_ref().is_ok_and(|host| host.contains('*')) {
         return Err("\"*\" stands alone or, with a dot, before a domain: *.example.com");
     }
-    match Host::parse(name) {
-        Ok(host) => Ok(Entry::Host {
-            host: host.to_string(),
-            port,
-        }),
+    match host {
+        Ok(host) => Ok(Entry::Host { host, port }),
         Err(_) => Err("this is neither a host name nor an IP address"),
     }
 }
