@@ -284,3 +284,31 @@ fn a_target_locked_for_long_holds_up_nobody_else_and_nothing_is_sent_twice() {
     assert_eq!(api.repeated_inputs(), 0);
     nothing_has_failed(&db);
 }
+
+#[test]
+fn what_is_said_of_one_document_as_of_a_full_disk_harms_only_it() {
+    let db = Database::new();
+    let api = harness::remote::api();
+    db.create_remote_pipeline("p", &api, "max_attempts => 2, batch_size => 1");
+    db.run(
+        "CREATE FUNCTION public.dislike() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN RAISE 'no memory for this' USING ERRCODE = 'out_of_memory'; END $$;
+         CREATE TRIGGER dislike BEFORE INSERT ON ingest.p_chunks FOR EACH ROW
+         WHEN (NEW.content LIKE '%hemlock%') EXECUTE FUNCTION public.dislike();
+         INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'bad', 'hemlock')",
+    );
+    wait_until("it blocks the pipeline", SOON, || {
+        db.progress_of("p").state == "blocked"
+    });
+    db.insert_prose("p", "d", 5, 5);
+    // What a person would do; by itself it goes on after 10 seconds.
+    let failed = "SELECT count(*) FROM ingest.failures WHERE key = 'bad' AND attempts = 2";
+    wait_until("it fails", 2 * SOON, || {
+        db.run("SELECT ingest.resume('p')");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        db.one::<i64>(failed) == 1
+    });
+    db.settle();
+    assert_eq!(db.progress_of("p").counts(), (6, 5, 0, 1));
+    db.check_vectors("ingest.p_chunks");
+}

@@ -3,9 +3,8 @@
 //!
 //! A process that dies takes the whole server through crash recovery, so a document that kills it each time must not be
 //! tried for ever. A suspect is tried again after a growing while, written alone, and from its second time on sent alone;
-//! the one that was there
-//! at the most deaths is set aside when its attempts are used up. Those that merely happened to be worked on at the same
-//! moment are embedded in between, and so cleared.
+//! the one that was there at the most deaths is set aside when its attempts are used up. Those that merely happened to be
+//! worked on at the same moment are embedded in between, and so cleared.
 
 use limiter::Tallied;
 use pgrx::prelude::*;

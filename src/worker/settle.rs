@@ -2,7 +2,7 @@
 //! cannot be written is halved until the document at fault stands alone, and what somebody else has locked just now is kept
 //! and tried again a moment later, outside any transaction.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ const STUCK_WAIT: Duration = Duration::from_secs(1);
 
 /// Chunks of all pipelines that are kept at most while their targets take nothing: some 50 MB of vectors.
 const MAX_KEPT_CHUNKS: usize = 8192;
+/// Documents remembered at most as those at which a target took nothing; beyond, each has to be seen once more.
+const MAX_ACCUSED: usize = 1024;
 
 /// Settles documents, and remembers those that had to wait.
 pub struct Settler {
@@ -38,9 +40,18 @@ pub struct Settler {
     database: pg_sys::Oid,
     postponed: Vec<Outcome>,
     kept: BTreeMap<i32, Kept>,
+    accused: HashMap<i64, Accused>,
     stuck: BTreeSet<i32>,
     not_before: Instant,
     random: RandomState,
+}
+
+/// A document at which it showed that its pipeline's target takes nothing, if that is what it shows: a trigger may say of one
+/// document what a full disk says of all.
+struct Accused {
+    pipeline: i32,
+    /// Whether others of the pipeline have been written since.
+    others_written: bool,
 }
 
 /// Answers that are paid for, of a pipeline whose target takes nothing: they are written when it is tried again.
@@ -59,6 +70,7 @@ impl Settler {
             database,
             postponed: Vec::new(),
             kept: BTreeMap::new(),
+            accused: HashMap::new(),
             stuck: BTreeSet::new(),
             not_before: Instant::now(),
             random: RandomState::new(),
@@ -98,8 +110,13 @@ impl Settler {
             self.stuck.clear();
         }
         let due = |id: &i32, _: &mut Kept| pipelines.get(*id).is_none_or(|p| !p.is_blocked());
-        for (_, kept) in self.kept.extract_if(.., due) {
-            outcomes.extend(kept.outcomes);
+        let due: Vec<Kept> = self
+            .kept
+            .extract_if(.., due)
+            .map(|(_, kept)| kept)
+            .collect();
+        for kept in due {
+            outcomes.extend(self.others_first(kept.outcomes, claims));
         }
         let mut by_pipeline: BTreeMap<i32, Vec<Outcome>> = BTreeMap::new();
         for outcome in outcomes {
@@ -147,6 +164,33 @@ impl Settler {
         Ok(())
     }
 
+    /// Puts documents that are accused last. When there are no others, they wait a little, so that one can be taken and written
+    /// meanwhile.
+    fn others_first(&mut self, outcomes: Vec<Outcome>, claims: &Claims) -> Vec<Outcome> {
+        let (accused, mut others): (Vec<_>, Vec<_>) = outcomes
+            .into_iter()
+            .partition(|outcome| self.accused(outcome, claims).is_some());
+        if others.is_empty() && !accused.is_empty() {
+            self.postponed.extend(accused);
+            self.not_before = Instant::now() + STUCK_WAIT;
+            return others;
+        }
+        others.extend(accused);
+        others
+    }
+
+    fn accused(&self, outcome: &Outcome, claims: &Claims) -> Option<&Accused> {
+        self.accused.get(&claims.get(outcome.ticket())?.document)
+    }
+
+    /// Remembers who was written: that clears the document itself, and speaks against those that were accused before.
+    fn note_written(&mut self, claim: &Claim) {
+        self.accused.remove(&claim.document);
+        for accused in self.accused.values_mut() {
+            accused.others_written |= accused.pipeline == claim.pipeline;
+        }
+    }
+
     fn postpone(&mut self, outcomes: Vec<Outcome>) {
         self.postponed.extend(outcomes);
         self.not_before = self.not_before.max(Instant::now() + LOCKED_WAIT);
@@ -186,8 +230,10 @@ impl Settler {
                     .partition(|outcome| settled.locked.contains(&outcome.ticket()));
                 for outcome in ended {
                     let claim = claims.remove(outcome.ticket());
-                    if settled.ended.contains(&outcome.ticket()) {
-                        self.count(&outcome, claim.as_ref());
+                    if settled.ended.contains(&outcome.ticket())
+                        && let Some(claim) = claim
+                    {
+                        self.count(&outcome, &claim);
                     }
                 }
                 if !locked.is_empty() {
@@ -228,8 +274,11 @@ impl Settler {
             self.postpone(batch);
             return Err(error);
         };
+        let only_this = self
+            .accused(&batch[0], claims)
+            .is_some_and(|accused| accused.others_written);
         let takes_nothing = match takes_nothing(pipeline, &error) {
-            Ok(answer) => answer,
+            Ok(answer) => answer && !only_this,
             Err(_) => {
                 self.postpone(batch);
                 self.not_before = Instant::now() + STUCK_WAIT;
@@ -243,6 +292,7 @@ impl Settler {
                 return Err(error);
             }
             self.stuck.insert(pipeline.id);
+            self.accuse(&batch[0], claims);
             self.kept.entry(pipeline.id).or_insert(Kept {
                 error,
                 outcomes: Vec::new(),
@@ -259,6 +309,20 @@ impl Settler {
             }];
         }
         self.settle_batch(batch, claims, pipeline, forgive, patience)
+    }
+
+    fn accuse(&mut self, outcome: &Outcome, claims: &Claims) {
+        let Some(claim) = claims.get(outcome.ticket()) else {
+            return;
+        };
+        if self.accused.len() >= MAX_ACCUSED {
+            self.accused.clear();
+        }
+        let accused = Accused {
+            pipeline: claim.pipeline,
+            others_written: false,
+        };
+        self.accused.insert(claim.document, accused);
     }
 
     /// Takes out of a batch what need not be tried, because the pipeline's target has just been seen to take nothing. What
@@ -286,10 +350,10 @@ impl Settler {
         }
     }
 
-    fn count(&self, outcome: &Outcome, claim: Option<&Claim>) {
-        let Some(claim) = claim else { return };
+    fn count(&mut self, outcome: &Outcome, claim: &Claim) {
         let (documents, tokens) = match outcome {
             Outcome::Embedded { chunks, .. } => {
+                self.note_written(claim);
                 (1, chunks.iter().map(|chunk| chunk.tokens).sum::<usize>())
             }
             Outcome::Failed { .. } => (0, 0),
