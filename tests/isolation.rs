@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use harness::flight::{SINGLY, chunks, counted, in_flight, send};
+use harness::flight::{SINGLY, chunks, counted, has_chunks, in_flight, refused, send};
 use harness::remote::{all_embedded, api};
 use harness::roles::run;
 use harness::*;
@@ -116,9 +116,7 @@ fn an_answer_waits_for_the_transaction_that_is_changing_its_document() {
         chunks(&db, "p") == ["free: Old text of free."]
     });
     run(&mut rolls_back, "ROLLBACK");
-    wait_until("what has not changed is written", SOON, || {
-        chunks(&db, "p").len() == 3
-    });
+    has_chunks("what has not changed is written", &db, "p", 3);
     run(&mut commits, "COMMIT");
     all_embedded(&db, "p", 4);
     assert_eq!(
@@ -161,13 +159,9 @@ fn a_prepared_transaction_holds_up_only_its_documents() {
     cluster.start_server();
     db.reconnect();
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'later', 'A later text.')");
-    wait_until("later ones are not held up either", SOON, || {
-        chunks(&db, "p").len() == 2
-    });
+    has_chunks("later ones are not held up either", &db, "p", 2);
     db.run("ROLLBACK PREPARED 'rolls back'");
-    wait_until("what has not changed is embedded", SOON, || {
-        chunks(&db, "p").len() == 3
-    });
+    has_chunks("what has not changed is embedded", &db, "p", 3);
     db.run("COMMIT PREPARED 'commits'");
     all_embedded(&db, "p", 4);
     assert_eq!(
@@ -288,12 +282,7 @@ fn metadata_that_changes_in_flight_arrives() {
 
 #[test]
 fn retry_leaves_alone_what_is_in_flight() {
-    let db = Database::new();
-    let api = api();
-    db.create_remote_pipeline("p", &api, SINGLY);
-    api.refuse_text("poison");
-    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'bad', 'A poison text.')");
-    db.settle();
+    let (db, api) = refused();
     api.clear_faults();
     api.hold_answers();
     let retry = || db.one::<i64>("SELECT ingest.retry()");

@@ -211,15 +211,8 @@ fn a_remote_backlog_goes_on_in_a_fresh_server_and_nothing_embedded_is_sent_again
         "SELECT * FROM public.docs ORDER BY id",
     ];
     let before = rows.map(|sql| db.rows_as_text(sql));
-    let (requests, tokens): (i64, i64) = {
-        let row = &db.rows("SELECT requests, tokens FROM ingest.limit_day")[0];
-        (row.get(0), row.get(1))
-    };
-    db.disconnect();
-    old.stop_server("immediate");
-    wait_until("the old server's requests are off", SOON, || {
-        api.in_flight() == 0
-    });
+    let (requests, tokens) = remote::day_totals(&db);
+    remote::end_at_once(&db, &old, &api);
     let newest: i64 = 22 + 60;
 
     let new = Cluster::start(&[("pg_ingest.workers", "0")]);

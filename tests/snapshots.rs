@@ -1,7 +1,7 @@
 //! Promise: a transaction of REPEATABLE READ or SERIALIZABLE, which does not see what workers and others have done to its
 //! documents since it began, leaves nothing stale, orphaned or miscounted: it succeeds, or is told to try again.
 
-use harness::flight::{SINGLY, chunks, counted, in_flight};
+use harness::flight::{SINGLY, chunks, counted, in_flight, refused};
 use harness::remote::{all_embedded, api};
 use harness::roles::run;
 use harness::*;
@@ -17,6 +17,14 @@ fn may_have_to_try_again(client: &mut Client, sql: &str) -> bool {
             run(client, "ROLLBACK");
             false
         }
+    }
+}
+
+/// Ends a transaction with this statement, or does it anew where it has to be tried again.
+#[track_caller]
+fn commit_or_try_again(client: &mut Client, db: &Database, statement: &str) {
+    if !may_have_to_try_again(client, &format!("{statement}; COMMIT")) {
+        db.run(statement);
     }
 }
 
@@ -44,9 +52,7 @@ fn a_transaction_with_an_old_snapshot_changes_documents_or_has_to_try_again() {
         api.release_answers();
         all_embedded(&db, "p", 4);
         for (client, statement) in before.iter_mut().zip(cases) {
-            if !may_have_to_try_again(client, &format!("{statement}; COMMIT")) {
-                db.run(statement);
-            }
+            commit_or_try_again(client, &db, statement);
         }
         db.settle();
         assert_eq!(
@@ -64,21 +70,14 @@ fn a_transaction_with_an_old_snapshot_changes_documents_or_has_to_try_again() {
 
 #[test]
 fn an_old_snapshot_that_shows_a_failure_of_former_times_miscounts_nothing() {
-    let db = Database::new();
-    let api = api();
-    db.create_remote_pipeline("p", &api, SINGLY);
-    api.refuse_text("poison");
-    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'bad', 'A poison text.')");
-    db.settle();
+    let (db, api) = refused();
     // It shows a failure, and there is none any more.
     let mut client = begin(&db, "REPEATABLE READ");
     api.clear_faults();
     db.run("SELECT ingest.retry()");
     all_embedded(&db, "p", 1);
     let statement = "UPDATE ingest.documents SET content = 'A new text.'";
-    if !may_have_to_try_again(&mut client, &format!("{statement}; COMMIT")) {
-        db.run(statement);
-    }
+    commit_or_try_again(&mut client, &db, statement);
     all_embedded(&db, "p", 1);
     counted(&db, "p");
     // It shows none, and there is one.
@@ -88,30 +87,21 @@ fn an_old_snapshot_that_shows_a_failure_of_former_times_miscounts_nothing() {
     db.settle();
     api.clear_faults();
     let statement = "UPDATE ingest.documents SET content = 'The last one.'";
-    if !may_have_to_try_again(&mut client, &format!("{statement}; COMMIT")) {
-        db.run(statement);
-    }
+    commit_or_try_again(&mut client, &db, statement);
     all_embedded(&db, "p", 1);
     counted(&db, "p");
 }
 
 #[test]
 fn an_old_snapshot_that_shows_nothing_in_flight_leaves_no_stale_metadata() {
-    let db = Database::new();
-    let api = api();
-    db.create_remote_pipeline("p", &api, SINGLY);
-    api.refuse_text("poison");
-    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'bad', 'A poison text.')");
-    db.settle();
+    let (db, api) = refused();
     let mut client = begin(&db, "REPEATABLE READ");
     api.clear_faults();
     api.hold_answers();
     db.run("SELECT ingest.retry()");
     wait_until("it is in flight", SOON, || api.in_flight() == 1);
     let statement = r#"UPDATE ingest.documents SET metadata = '{"n": 1}'"#;
-    if !may_have_to_try_again(&mut client, &format!("{statement}; COMMIT")) {
-        db.run(statement);
-    }
+    commit_or_try_again(&mut client, &db, statement);
     api.release_answers();
     all_embedded(&db, "p", 1);
     assert_eq!(
@@ -194,9 +184,7 @@ fn an_old_snapshot_deletes_or_moves_nothing_that_somebody_queued_again_since() {
     db.run("SELECT ingest.retry()");
     wait_until("they are in flight", SOON, || api.in_flight() == 3);
     for (client, statement) in before.iter_mut().zip(cases) {
-        if !may_have_to_try_again(client, &format!("{statement}; COMMIT")) {
-            db.run(statement);
-        }
+        commit_or_try_again(client, &db, statement);
     }
     api.release_answers();
     db.settle();

@@ -175,15 +175,8 @@ fn a_promoted_standby_goes_on_with_what_was_queued_and_with_the_day() {
             .last_error
             .is_some_and(|error| error.contains("standby"))
     );
-    let (requests, tokens): (i64, i64) = {
-        let row = &standby.rows("SELECT requests, tokens FROM ingest.limit_day")[0];
-        (row.get(0), row.get(1))
-    };
-    db.disconnect();
-    primary.stop_server("immediate");
-    wait_until("the old primary's requests are off", SOON, || {
-        api.in_flight() == 0
-    });
+    let (requests, tokens) = remote::day_totals(&standby);
+    remote::end_at_once(&db, &primary, &api);
     let embedded = api.distinct_inputs();
     api.reset();
     api.release_answers();

@@ -30,6 +30,23 @@ pub fn send(db: &Database, api: &FakeApi, keys: &[&str]) {
     });
 }
 
+/// A database with the pipeline `p`, whose one document, `bad`, is a failure for as long as its provider refuses its text.
+pub fn refused() -> (Database<'static>, FakeApi) {
+    let db = Database::new();
+    let api = api();
+    db.create_remote_pipeline("p", &api, SINGLY);
+    api.refuse_text("poison");
+    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'bad', 'A poison text.')");
+    db.settle();
+    (db, api)
+}
+
+/// Waits until a pipeline has so many chunks.
+#[track_caller]
+pub fn has_chunks(what: &str, db: &Database, pipeline: &str, number: usize) {
+    wait_until(what, SOON, || chunks(db, pipeline).len() == number);
+}
+
 /// `key: content` of every chunk of a pipeline.
 pub fn chunks(db: &Database, pipeline: &str) -> Vec<String> {
     db.all(&format!(

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use fake_api::{Behaviour, FakeApi, Record, Request, vector_of};
 
-use crate::{Cluster, Database, quoted};
+use crate::{Cluster, Database, SOON, quoted, wait_until};
 
 /// A key as OpenAI's look, and one to change it for. They must never be seen anywhere.
 pub const KEY: &str = "sk-test-4f9d2c81b7e35a60f1d8c94e7b2a6035";
@@ -160,6 +160,19 @@ pub fn all_embedded_but(db: &Database, pipeline: &str, documents: usize, failure
     ));
     let chunks = db.check_vectors(&table);
     assert_eq!(chunks as i64, progress.chunks, "{pipeline}");
+}
+
+/// Requests and tokens that this database has written down as its only day's.
+pub fn day_totals(db: &Database) -> (i64, i64) {
+    let row = &db.rows("SELECT requests, tokens FROM ingest.limit_day")[0];
+    (row.get(0), row.get(1))
+}
+
+/// Ends a server at once, as a crash would, and waits until its requests are off.
+pub fn end_at_once(db: &Database, cluster: &Cluster, api: &FakeApi) {
+    db.disconnect();
+    cluster.stop_server("immediate");
+    wait_until("its requests are off", SOON, || api.in_flight() == 0);
 }
 
 /// Sees that a vector is this text's.
