@@ -309,25 +309,28 @@ fn a_document_that_is_locked_when_the_worker_looks_is_taken_when_it_is_let_go() 
     let db = Database::new();
     let api = api();
     db.create_remote_pipeline("p", &api, "");
-    db.run("SELECT ingest.pause('p')");
-    db.insert_prose("p", "d", 3, 5);
-    let mut other = db.connect();
-    let mut change = other.transaction().expect("BEGIN");
-    change
-        .execute(
-            "UPDATE ingest.documents SET content = 'another' WHERE key = 'd2'",
-            &[],
-        )
-        .expect("UPDATE");
-    db.run("SELECT ingest.resume('p')");
-    wait_until("the others are embedded", SOON, || {
-        db.progress_of("p").embedded == 2
-    });
-    wait_until("the worker rests", SOON, || {
-        db.one::<String>("SELECT state FROM ingest.workers WHERE database = current_database()")
-            == "idle"
-    });
-    // Nobody tells the worker of it.
-    change.rollback().expect("ROLLBACK");
-    all_embedded(&db, "p", 3);
+    // With others beside it, and as the only one there is.
+    for others in [2, 0] {
+        db.run("SELECT ingest.pause('p'); DELETE FROM ingest.documents");
+        db.insert_prose("p", "d", others + 1, 5);
+        let mut other = db.connect();
+        let mut change = other.transaction().expect("BEGIN");
+        change
+            .execute(
+                "UPDATE ingest.documents SET content = 'another' WHERE key = 'd1'",
+                &[],
+            )
+            .expect("UPDATE");
+        db.run("SELECT ingest.resume('p')");
+        wait_until("the others are embedded", SOON, || {
+            db.progress_of("p").embedded == others as i64
+        });
+        wait_until("the worker rests", SOON, || {
+            db.one::<String>("SELECT state FROM ingest.workers WHERE database = current_database()")
+                == "idle"
+        });
+        // Nobody tells the worker of it.
+        change.rollback().expect("ROLLBACK");
+        all_embedded(&db, "p", others + 1);
+    }
 }
