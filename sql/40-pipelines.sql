@@ -37,9 +37,9 @@ END $$;
 COMMENT ON FUNCTION ingest.pipeline_named(text) IS 'The definition of the pipeline with this name; an error when there is none';
 REVOKE ALL ON FUNCTION ingest.pipeline_named(text) FROM PUBLIC;
 
-CREATE FUNCTION ingest.target_of(pipeline text) RETURNS TABLE (target regclass, dimensions int)
+CREATE FUNCTION ingest.target_of(pipeline text) RETURNS TABLE (target regclass, dimensions int, layout text)
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT p.target, p.dimensions FROM ingest.pipeline_named(pipeline) AS p
+    SELECT p.target, p.dimensions, p.layout FROM ingest.pipeline_named(pipeline) AS p
 $$;
 COMMENT ON FUNCTION ingest.target_of(text) IS 'Where the pipeline of this name keeps its chunks; an error when there is none. Whoever may read the table may search it';
 

@@ -5,7 +5,7 @@
 //! worker that a commit added work, and keeps out of the way of DROP DATABASE; [`api`] holds the SQL functions, a file
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
-//! [`reading`] keeps what only reads from writing, [`journal`] is what a worker notes for the one after it, and [`errors`]
+//! [`reading`] keeps what only reads from writing, [`layout`] is what a target looks like, [`journal`] is what a worker notes for the one after it, and [`errors`]
 //! is the one place where a failure becomes a Postgres error.
 
 mod access;
@@ -13,6 +13,7 @@ mod api;
 mod budgets;
 mod errors;
 mod journal;
+mod layout;
 mod owner;
 mod reading;
 mod settings;

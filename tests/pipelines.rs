@@ -158,7 +158,6 @@ fn a_definition_that_cannot_be_is_refused() {
 fn what_is_not_served_yet_is_refused_and_not_ignored() {
     let db = Database::with_pipeline();
     let cases = [
-        "SELECT ingest.create_pipeline('p', layout => 'vecs')",
         "SELECT ingest.alter_pipeline('default', layout => 'vecs')",
         "SELECT ingest.alter_pipeline('default', dimensions => 100)",
         "SELECT ingest.alter_pipeline('default', target => 'public.other')",

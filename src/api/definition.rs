@@ -11,6 +11,7 @@ use pgrx::spi::quote_qualified_identifier;
 
 use crate::api::targets::table_name;
 use crate::errors::{OrRaise, UserError};
+use crate::layout::Layout;
 use crate::owner::ActingAs;
 use crate::{access, reading, settings};
 
@@ -25,6 +26,8 @@ pub struct Definition {
     /// Its model.
     pub model: String,
     pub(super) target: pg_sys::Oid,
+    /// What its target looks like.
+    pub layout: Layout,
     pub(super) dimensions: i32,
     /// Where its model is; `None` for its provider's own place.
     pub base_url: Option<String>,
@@ -81,6 +84,7 @@ impl Definition {
                 owner: oid("owner")?,
                 model: text("model")?,
                 target: oid("target")?,
+                layout: Layout::named(&text("layout")?).or_raise(),
                 dimensions: number("dimensions")?,
                 base_url: row.get_by_name("base_url")?,
                 trusted: row.get_by_name("trusted")?.unwrap_or(false),

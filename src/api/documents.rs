@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use crate::api::definition::Definition;
 use crate::api::targets::fire_constraints_at_once;
 use crate::errors::OrRaise;
+use crate::layout::{Layout, Which};
 use crate::owner::ActingAs;
 use crate::wake;
 
@@ -48,21 +49,16 @@ fn delete_chunks(
     pipeline_id: Option<i32>,
     keys: Option<Vec<String>>,
 ) -> TableIterator<'static, (name!(chunks, i64), name!(tokens, i64))> {
-    let (chunks, tokens) = target_of(pipeline_id).map_or((0, 0), |(owner, target)| {
-        let _acting = ActingAs::new(owner);
-        let filter = if keys.is_some() {
-            "document_key OPERATOR(pg_catalog.=) ANY ($1)"
+    let (chunks, tokens) = target_of(pipeline_id).map_or((0, 0), |target| {
+        let _acting = ActingAs::new(target.owner);
+        let which = if keys.is_some() {
+            Which::Keys
         } else {
-            "$1::text[] IS NULL"
+            Which::All
         };
-        let (chunks, tokens) = Spi::get_two_with_args::<i64, i64>(
-            &format!(
-                "WITH gone AS (DELETE FROM {target} WHERE {filter} RETURNING tokens)
-                 SELECT pg_catalog.count(*), coalesce(pg_catalog.sum(tokens), 0)::bigint FROM gone"
-            ),
-            &[keys.into()],
-        )
-        .or_raise();
+        let deletion = target.layout.delete(&target.name, which);
+        let (chunks, tokens) =
+            Spi::get_two_with_args::<i64, i64>(&deletion, &[keys.into()]).or_raise();
         (chunks.unwrap_or(0), tokens.unwrap_or(0))
     });
     TableIterator::once((chunks, tokens))
@@ -74,7 +70,7 @@ fn replace_metadata(
     keys: Option<Vec<String>>,
     metadata: Option<Vec<Option<pgrx::JsonB>>>,
 ) {
-    let Some((owner, target)) = target_of(pipeline_id) else {
+    let Some(target) = target_of(pipeline_id) else {
         return;
     };
     let metadata: Vec<Option<String>> = metadata
@@ -82,22 +78,30 @@ fn replace_metadata(
         .into_iter()
         .map(|m| m.map(|m| m.0.to_string()))
         .collect();
-    let _acting = ActingAs::new(owner);
+    let _acting = ActingAs::new(target.owner);
     Spi::run_with_args(
-        &format!(
-            "UPDATE {target} AS t SET metadata = u.metadata::jsonb
-             FROM unnest($1::text[], $2::text[]) AS u(key, metadata)
-             WHERE t.document_key OPERATOR(pg_catalog.=) u.key"
-        ),
+        &target.layout.replace_metadata(&target.name),
         &[keys.into(), metadata.into()],
     )
     .or_raise();
 }
 
-/// Owner and quoted name of a pipeline's target; `None` when either is gone and there is nothing to do.
-fn target_of(pipeline_id: Option<i32>) -> Option<(pg_sys::Oid, String)> {
+/// Where a pipeline's chunks are.
+struct Target {
+    owner: pg_sys::Oid,
+    layout: Layout,
+    /// Quoted for SQL.
+    name: String,
+}
+
+/// A pipeline's target; `None` when either is gone and there is nothing to do.
+fn target_of(pipeline_id: Option<i32>) -> Option<Target> {
     let definition = Definition::numbered(pipeline_id?)?;
-    let target = definition.target_name()?;
-    fire_constraints_at_once(&target);
-    Some((definition.owner, target))
+    let name = definition.target_name()?;
+    fire_constraints_at_once(&name);
+    Some(Target {
+        owner: definition.owner,
+        layout: definition.layout,
+        name,
+    })
 }

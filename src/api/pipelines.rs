@@ -12,6 +12,7 @@ use crate::api::limits::use_limit;
 use crate::api::models::{Connection, Described};
 use crate::api::targets::{create_index, create_or_check_target, drop_indexes, target_for};
 use crate::errors::{OrRaise, UserError};
+use crate::layout::Layout;
 use crate::owner::ActingAs;
 use crate::reading::refuse_if_read_only;
 use crate::{budgets, wake};
@@ -129,7 +130,7 @@ fn create_pipeline(
     let name = name.unwrap_or_default();
     check_name(name).or_raise();
     let model = parse_model(model.unwrap_or("local/all-MiniLM-L6-v2")).or_raise();
-    check_layout(layout.unwrap_or("chunks")).or_raise();
+    let layout = Layout::named(layout.unwrap_or("chunks")).or_raise();
     // SAFETY: a plain read, and a catalog look-up inside a transaction.
     let (owner, trusted) = unsafe { (pg_sys::GetUserId(), pg_sys::superuser()) };
     let request = request.map(|JsonB(value)| value.to_string());
@@ -161,24 +162,21 @@ fn create_pipeline(
         use_limit(limit, settings.chunk_tokens).or_raise();
     }
 
-    let table = target_for(name, target).or_raise();
-    let table_oid = create_or_check_target(&table, dimensions).or_raise();
+    let table = target_for(layout, name, target).or_raise();
+    let table_oid = create_or_check_target(&table, layout, dimensions).or_raise();
     if settings.index == "immediate" {
-        create_index(table_oid);
+        create_index(table_oid, layout);
     }
     // Chunks that are in an existing table already belong to documents that may be replaced later.
-    let (chunks, tokens) = Spi::get_two::<i64, i64>(&format!(
-        "SELECT count(*), coalesce(sum(tokens), 0)::bigint FROM {}",
-        quote_qualified_identifier(&table.0, &table.1)
-    ))
-    .or_raise();
+    let quoted = quote_qualified_identifier(&table.0, &table.1);
+    let (chunks, tokens) = Spi::get_two::<i64, i64>(&layout.count(&quoted)).or_raise();
     let _acting = ActingAs::extension_owner();
     Spi::run_with_args(
         "WITH made AS (
              INSERT INTO ingest.pipeline (name, owner, model, dimensions, target, layout, chunk_tokens, chunk_overlap,
                                           splitter, concurrency, batch_size, max_attempts, index, on_success,
                                           base_url, trusted, api_key, request, limits)
-             VALUES ($1, $2, $3, $4, $5, 'chunks', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17::jsonb, $18)
+             VALUES ($1, $2, $3, $4, $5, $21, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17::jsonb, $18)
              RETURNING pipeline_id)
          INSERT INTO ingest.counter (pipeline_id, chunks, tokens) SELECT pipeline_id, $19, $20 FROM made",
         &[
@@ -202,6 +200,7 @@ fn create_pipeline(
             connection.limits.into(),
             chunks.into(),
             tokens.into(),
+            layout.name().into(),
         ],
     )
     .or_raise();
@@ -219,14 +218,6 @@ fn check_name(name: &str) -> Result<(), UserError> {
             "the name of a pipeline has at most 63 bytes",
         )
         .detail(format!("{name:?} has {}.", name.len())));
-    }
-    Ok(())
-}
-
-fn check_layout(layout: &str) -> Result<(), UserError> {
-    one_of("layout", layout, &["chunks", "vecs"])?;
-    if layout == "vecs" {
-        return Err(UserError::unsupported("layout vecs"));
     }
     Ok(())
 }
@@ -287,7 +278,7 @@ fn alter_pipeline(
         ("changing the target of a pipeline", target.is_some()),
         (
             "changing the layout of a pipeline",
-            layout.is_some_and(|l| l != "chunks"),
+            layout.is_some_and(|l| l != definition.layout.name()),
         ),
     ])
     .map_err(|error| error.hint("Create another pipeline, and drop this one when that is done."))
@@ -332,8 +323,10 @@ fn alter_pipeline(
     }
 
     match index {
-        Some("immediate") => create_index(definition.target),
-        Some("none") if definition.index != "none" => drop_indexes(definition.target),
+        Some("immediate") => create_index(definition.target, definition.layout),
+        Some("none") if definition.index != "none" => {
+            drop_indexes(definition.target, definition.layout)
+        }
         _ => {}
     }
     let resplit = new_tokens != definition.chunk_tokens

@@ -12,10 +12,10 @@ use limiter::{Budget, Tallied, Tally};
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, quote_qualified_identifier};
 
-use crate::api::targets::vector_type;
 use crate::budgets::{self, LimitDefinition};
 use crate::errors::OrRaise;
 use crate::journal::Journal;
+use crate::layout::Layout;
 use crate::worker::transaction::{run, transaction};
 use crate::{access, settings};
 
@@ -32,7 +32,9 @@ pub struct Active {
     pub spec: Result<Arc<engine::Pipeline>, EmbedError>,
     /// Its target, quoted for SQL, or why it has none.
     pub target: Result<String, String>,
-    /// The type of the embedding column, with its schema.
+    /// What its target looks like.
+    pub layout: Layout,
+    /// The type of the vectors, with its schema.
     pub vector_type: String,
     /// Numbers in a vector.
     pub dimensions: usize,
@@ -413,7 +415,7 @@ pub fn load(worker: i32) -> Definitions {
             client,
             "SELECT p.pipeline_id, p.name, p.owner::oid AS owner, p.model, p.dimensions, p.chunk_tokens, p.chunk_overlap,
                     p.splitter, p.batch_size, p.concurrency, p.base_url, p.trusted, p.api_key, p.request::text AS request,
-                    p.limits, p.max_attempts, p.on_success = 'delete' AS deletes, p.paused,
+                    p.limits, p.layout, p.max_attempts, p.on_success = 'delete' AS deletes, p.paused,
                     p.blocked_error IS NOT NULL AS blocked,
                     extract(epoch FROM p.blocked_until - clock_timestamp())::float8 AS blocked_seconds,
                     n.nspname::text AS schema, c.relname::text AS relation, ingest.vector_schema() AS vectors,
@@ -434,7 +436,9 @@ pub fn load(worker: i32) -> Definitions {
                 (Some(schema), Some(relation)) => Ok(quote_qualified_identifier(schema, relation)),
                 _ => Err("the target table was dropped".to_owned()),
             };
-            let kind = vector_type(dimensions);
+            let layout = text("layout")?
+                .and_then(|name| Layout::named(&name).ok())
+                .unwrap_or(Layout::Chunks);
             let blocked_for = flag("blocked")?.then_some(
                 row["blocked_seconds"]
                     .value::<f64>()?
@@ -467,7 +471,12 @@ pub fn load(worker: i32) -> Definitions {
                 owner,
                 spec: Err(EmbedError::model_unusable("not yet looked at")),
                 target,
-                vector_type: format!("{}.{kind}", text("vectors")?.unwrap_or_default()),
+                layout,
+                vector_type: format!(
+                    "{}.{}",
+                    text("vectors")?.unwrap_or_default(),
+                    layout.vector_type(dimensions)
+                ),
                 dimensions: dimensions as usize,
                 max_attempts: number("max_attempts")?,
                 deletes_documents: flag("deletes")?,

@@ -13,6 +13,7 @@ use pgrx::spi::SpiClient;
 
 use crate::api::documents::archiving;
 use crate::errors::{OrRaise, UserError};
+use crate::layout::Which;
 use crate::owner::ActingAs;
 use crate::wake;
 use crate::worker::claim::{Claim, Claims};
@@ -96,25 +97,21 @@ pub fn accepts_no_rows(pipeline: &Active) -> Result<bool, SqlError> {
                 client,
                 "SELECT a.atttypmod = -1 OR a.atttypmod = $2 OR t.typname NOT IN ('vector', 'halfvec')
                  FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-                 WHERE a.attrelid = to_regclass($1) AND a.attname = 'embedding'",
-                &[target.as_str().into(), (pipeline.dimensions as i32).into()],
+                 WHERE a.attrelid = to_regclass($1) AND a.attname = $3",
+                &[
+                    target.as_str().into(),
+                    (pipeline.dimensions as i32).into(),
+                    pipeline.layout.embedding_column().into(),
+                ],
             )?
             .first()
             .get_one::<bool>()
         })
         .or_raise();
         let _acting = ActingAs::new(pipeline.owner);
-        Spi::run(&format!(
-            "WITH gone AS (DELETE FROM {target} WHERE document_key = ANY ('{{}}'::text[]) AND false RETURNING tokens)
-             SELECT coalesce(sum(tokens), 0)::bigint FROM gone"
-        ))
-        .or_raise();
-        Spi::run(&format!(
-            "INSERT INTO {target} (document_key, chunk_no, content, tokens, metadata, embedding)
-             SELECT ''::text, 0, ''::text, 0, '{{}}'::jsonb, NULL::{} WHERE false",
-            pipeline.vector_type
-        ))
-        .or_raise();
+        let layout = pipeline.layout;
+        Spi::run(&layout.delete(target, Which::None)).or_raise();
+        Spi::run(&layout.insert_nothing(target, &pipeline.vector_type)).or_raise();
         fits
     });
     match fits {
@@ -270,10 +267,7 @@ fn write_embedded(
         let _acting = ActingAs::new(pipeline.owner);
         let old = run(
             client,
-            &format!(
-                "WITH gone AS (DELETE FROM {target} WHERE document_key = ANY ($1) RETURNING tokens)
-                 SELECT count(*), coalesce(sum(tokens), 0)::bigint FROM gone"
-            ),
+            &pipeline.layout.delete(target, Which::Keys),
             &[keys.into()],
         )?
         .first();
@@ -331,8 +325,7 @@ fn still_deletes(client: &mut SpiClient, pipeline: &Active) -> Result<bool, pgrx
     Ok(!rows.is_empty())
 }
 
-/// Plain INSERTs, so that partitioned and foreign tables serve. The cast to pgvector's type checks dimension and
-/// finiteness once more.
+/// Plain INSERTs, so that partitioned and foreign tables serve.
 fn insert_chunks(
     client: &mut SpiClient,
     target: &str,
@@ -340,14 +333,7 @@ fn insert_chunks(
     documents: &[(&Claim, &[EmbeddedChunk])],
 ) -> Result<(), pgrx::spi::Error> {
     let dimensions = pipeline.dimensions;
-    let sql = format!(
-        "INSERT INTO {target} (document_key, chunk_no, content, tokens, metadata, embedding)
-         SELECT c.document_key, c.chunk_no, c.content, c.tokens, c.metadata::jsonb,
-                ($6::real[])[(c.place - 1) * $7 + 1 : c.place * $7]::{vector}
-         FROM unnest($1::text[], $2::int[], $3::text[], $4::int[], $5::text[])
-              WITH ORDINALITY AS c(document_key, chunk_no, content, tokens, metadata, place)",
-        vector = pipeline.vector_type,
-    );
+    let sql = pipeline.layout.insert(target, &pipeline.vector_type);
     let rows: Vec<(&Claim, usize, &EmbeddedChunk)> = documents
         .iter()
         .flat_map(|(claim, chunks)| {
