@@ -33,8 +33,9 @@ impl Remotes {
         self.requests.fetch_sub(1, Ordering::Relaxed);
         match result {
             Ok(answer) => {
+                let recipe = self.once.recipe(&pipeline);
                 for (item, vector) in items.into_iter().zip(answer.vectors) {
-                    item.value.document.embedded(item.value.chunk, vector);
+                    item.value.embedded(vector, recipe);
                 }
             }
             Err(Refusal {
@@ -64,7 +65,7 @@ impl Remotes {
             }
             Err(Refusal { error, wait: None }) if error.blocks_pipeline() => {
                 for item in items {
-                    item.value.document.failed(error.clone());
+                    item.value.failed(error.clone());
                 }
                 // What waits would be refused alike.
                 lane.fail_all(&error);
@@ -76,7 +77,7 @@ impl Remotes {
                     lane.put_back([left, right].into_iter());
                 } else {
                     for item in items {
-                        item.value.document.failed(error.clone());
+                        item.value.failed(error.clone());
                     }
                 }
             }

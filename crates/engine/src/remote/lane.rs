@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::{Remotes, dropped};
 use crate::assembly::Part;
+use crate::once::Home;
 use crate::pack::{Backlog, Item, Packed};
 use crate::pipeline::{Budget, Pipeline, Remote};
 use crate::usage::Usage;
@@ -111,12 +112,16 @@ impl Lane {
         let capacity = state.pipeline.capacity();
         loop {
             let packed = state.backlog.peek(capacity)?;
-            let kept = state
+            let ended = state
                 .backlog
                 .retain_front(packed, |part| !part.document.has_ended());
-            if kept {
+            if ended.is_empty() {
                 return Some(packed);
             }
+            // Others may take the place of what leaves, which they do through this lane.
+            drop(state);
+            drop(ended);
+            state = self.state();
         }
     }
 
@@ -140,10 +145,34 @@ impl Lane {
     }
 
     pub(super) fn fail_all(&self, error: &EmbedError) {
-        let items = self.state().backlog.drain();
-        for item in items {
-            item.value.document.failed(error.clone());
+        loop {
+            let items = self.state().backlog.drain();
+            if items.is_empty() {
+                return;
+            }
+            // Those who waited for one of them are back here afterwards.
+            for item in items {
+                item.value.failed(error.clone());
+            }
         }
+    }
+}
+
+impl Home for Lane {
+    fn take_in(&self, items: Vec<Item<Part>>) {
+        let mut state = self.state();
+        if state.closed {
+            drop(state);
+            for item in items {
+                item.value.failed(dropped());
+            }
+            return;
+        }
+        for item in items {
+            state.backlog.push(item);
+        }
+        drop(state);
+        self.changed.notify_one();
     }
 }
 

@@ -24,6 +24,7 @@ use embedder::{EmbedError, ErrorClass};
 use tokio::runtime::Handle;
 
 use crate::assembly::{Part, Results};
+use crate::once::{Home, Once};
 use crate::pack::Item;
 use crate::pipeline::{Definitions, Pipeline, Remote};
 use crate::threads::spawn_with_signals_blocked;
@@ -63,17 +64,19 @@ pub(crate) struct Remotes {
     client: Mutex<Option<(Duration, Client)>>,
     events: Mutex<Vec<Event>>,
     requests: &'static AtomicI32,
+    once: Arc<Once>,
     results: Results,
 }
 
 impl Remotes {
-    pub(crate) fn new(results: Results, requests: &'static AtomicI32) -> Self {
+    pub(crate) fn new(results: Results, once: Arc<Once>, requests: &'static AtomicI32) -> Self {
         Self {
             lanes: Mutex::default(),
             runtime: OnceLock::new(),
             client: Mutex::default(),
             events: Mutex::default(),
             requests,
+            once,
             results,
         }
     }
@@ -141,11 +144,14 @@ impl Remotes {
         let mut withdrawn = Vec::new();
         for (id, lane) in self.lanes().iter() {
             let paused = paused.contains(id);
-            let items = lane.state().backlog.extract(|part| {
+            let leaves = |part: &Part| {
                 tickets.contains(&part.document.ticket()) || (paused && !part.document.has_begun())
-            });
+            };
+            // Those who wait for another one's answer first: of those left, one takes the place of what is taken back.
+            let following = self.once.extract(*id, leaves);
+            let waiting = lane.state().backlog.extract(leaves);
             let error = EmbedError::new(ErrorClass::Internal, "taken back before it was sent");
-            for item in items {
+            for item in following.into_iter().chain(waiting) {
                 item.value.document.failed(error.clone());
                 withdrawn.push(item.value.document.ticket());
             }
@@ -155,12 +161,17 @@ impl Remotes {
         withdrawn
     }
 
-    /// Adds chunks to a lane, and sets it going.
+    /// Adds to a lane those of a document's chunks whose vectors are not known or on their way, and sets it going.
     pub(crate) fn push(
         self: &Arc<Self>,
         lane: &Arc<Lane>,
         items: impl Iterator<Item = Item<Part>>,
     ) {
+        let home: Arc<dyn Home> = Arc::clone(lane) as Arc<dyn Home>;
+        let items = self.once.sift(&home, items);
+        if items.is_empty() {
+            return;
+        }
         let (start, closed) = {
             let mut state = lane.state();
             for item in items {
