@@ -143,21 +143,15 @@ impl Once {
         rest
     }
 
-    /// Takes out those of a pipeline that follow and that `leaves` says.
-    pub(crate) fn extract(
-        &self,
-        pipeline: i32,
-        mut leaves: impl FnMut(&Part) -> bool,
-    ) -> Vec<Item<Part>> {
+    /// Takes out those who follow and that `leaves` says, which is given the number of the pipeline, too.
+    pub(crate) fn extract(&self, mut leaves: impl FnMut(i32, &Part) -> bool) -> Vec<Item<Part>> {
         let mut gone = Vec::new();
         for (key, followers) in &mut self.table().followers {
-            if key.pipeline == pipeline {
-                for item in std::mem::take(followers) {
-                    if leaves(&item.value) {
-                        gone.push(item);
-                    } else {
-                        followers.push_back(item);
-                    }
+            for item in std::mem::take(followers) {
+                if leaves(key.pipeline, &item.value) {
+                    gone.push(item);
+                } else {
+                    followers.push_back(item);
                 }
             }
         }

@@ -174,7 +174,7 @@ impl World {
 
     fn withdraw(&mut self, ticket: u64) {
         let leaves = |part: &Part| part.document.ticket() == ticket;
-        let following = self.once.extract(PIPELINE, leaves);
+        let following = self.once.extract(|_, part| leaves(part));
         let (gone, staying) = std::mem::take(&mut *self.waiting.items())
             .into_iter()
             .partition(|item| leaves(&item.value));

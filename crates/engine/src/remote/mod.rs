@@ -138,23 +138,24 @@ impl Remotes {
         });
     }
 
-    /// Ends documents that wait: those with these tickets, and all of these pipelines of which nothing has been sent. They
-    /// come back as failed; their tickets are returned.
+    /// Ends documents that wait, to be sent or for another one's answer: those with these tickets, and all of these pipelines
+    /// of which nothing has been sent. They come back as failed; their tickets are returned.
     pub(crate) fn withdraw(&self, tickets: &HashSet<u64>, paused: &[i32]) -> Vec<u64> {
-        let mut withdrawn = Vec::new();
+        let leaves = |pipeline: i32, part: &Part| {
+            tickets.contains(&part.document.ticket())
+                || (paused.contains(&pipeline) && !part.document.has_begun())
+        };
+        // Those who wait for another one's answer first: of those left, one takes the place of what is taken back.
+        let mut items = self.once.extract(leaves);
         for (id, lane) in self.lanes().iter() {
-            let paused = paused.contains(id);
-            let leaves = |part: &Part| {
-                tickets.contains(&part.document.ticket()) || (paused && !part.document.has_begun())
-            };
-            // Those who wait for another one's answer first: of those left, one takes the place of what is taken back.
-            let following = self.once.extract(*id, leaves);
-            let waiting = lane.state().backlog.extract(leaves);
-            let error = EmbedError::new(ErrorClass::Internal, "taken back before it was sent");
-            for item in following.into_iter().chain(waiting) {
-                item.value.document.failed(error.clone());
-                withdrawn.push(item.value.document.ticket());
-            }
+            let waiting = |part: &Part| leaves(*id, part);
+            items.extend(lane.state().backlog.extract(waiting));
+        }
+        let error = EmbedError::new(ErrorClass::Internal, "taken back before it was sent");
+        let mut withdrawn = Vec::new();
+        for item in items {
+            item.value.document.failed(error.clone());
+            withdrawn.push(item.value.document.ticket());
         }
         withdrawn.sort_unstable();
         withdrawn.dedup();
