@@ -313,7 +313,7 @@ fn when_the_first_of_several_is_deleted_unsent_another_is_sent() {
 
 #[test]
 fn a_paused_pipeline_sends_nothing_for_those_who_waited_for_another_one() {
-    let db = Database::new();
+    let db = Database::new_in(remembering_cluster());
     let api = api();
     db.create_remote_pipeline("p", &api, "batch_size => 1, concurrency => 1");
     flight::send(&db, &api, &["blocker"]);

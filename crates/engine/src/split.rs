@@ -244,3 +244,36 @@ fn failure(error: PrepareError) -> EmbedError {
     };
     EmbedError::new(class, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn former(content: &str, embedding: &[f32]) -> FormerChunk {
+        FormerChunk {
+            content: content.into(),
+            embedding: embedding.into(),
+        }
+    }
+
+    #[test]
+    fn a_vector_is_kept_wherever_its_text_stands_now_and_only_if_it_can_be_one_of_the_pipeline() {
+        let before = vec![
+            former("same", &[1.0, 2.0]),
+            former("gone", &[3.0, 4.0]),
+            former("too long", &[1.0, 2.0, 3.0]),
+            former("not finite", &[1.0, f32::NAN]),
+        ];
+        let now = ["new", "same", "too long", "not finite", "same"].map(|content| EmbeddedChunk {
+            content: content.into(),
+            tokens: 1,
+            embedding: Arc::default(),
+            reused: false,
+        });
+        let kept = kept(before, &now, 2);
+        let mut places: Vec<usize> = kept.keys().copied().collect();
+        places.sort_unstable();
+        assert_eq!(places, [1, 4]);
+        assert!(kept.values().all(|vector| **vector == [1.0, 2.0]));
+    }
+}
