@@ -26,7 +26,8 @@ CREATE TABLE ingest.pipeline (
     blocked_error text,
     blocked_until timestamptz,
     blocked_times int         NOT NULL DEFAULT 0,
-    created_at    timestamptz NOT NULL DEFAULT now()
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    reuses        boolean     NOT NULL DEFAULT true
 );
 COMMENT ON TABLE ingest.pipeline IS 'Definitions behind the view ingest.pipelines; change them with ingest.alter_pipeline()';
 COMMENT ON COLUMN ingest.pipeline.trusted IS 'whether a superuser has set base_url, so that it may lead anywhere';
@@ -35,6 +36,7 @@ COMMENT ON COLUMN ingest.pipeline.request IS 'extra headers and fields of this p
 COMMENT ON COLUMN ingest.pipeline.limits IS 'name of the limit whose budget it uses';
 COMMENT ON COLUMN ingest.pipeline.blocked_error IS 'why the worker takes no documents of this pipeline until somebody acts; null when it does';
 COMMENT ON COLUMN ingest.pipeline.blocked_until IS 'when the worker tries once more by itself';
+COMMENT ON COLUMN ingest.pipeline.reuses IS 'whether all that this pipeline has written into its target was made as it is defined now, so that a changed document keeps the vectors of chunks that did not change';
 
 CREATE TABLE ingest.documents (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -62,7 +64,8 @@ CREATE TABLE ingest.queue (
     crashes     int         NOT NULL DEFAULT 0,
     claimed_by  int,
     claim_token bigint,
-    retry_at    timestamptz
+    retry_at    timestamptz,
+    revised     boolean     NOT NULL DEFAULT false
 );
 -- Claiming reads the head of this index, whatever the length of the queue: documents in flight or waiting for a
 -- retry are not in it.
@@ -71,6 +74,7 @@ CREATE INDEX queue_claimed ON ingest.queue (claimed_by) WHERE claimed_by IS NOT 
 CREATE INDEX queue_delayed ON ingest.queue (retry_at) WHERE retry_at IS NOT NULL;
 COMMENT ON TABLE ingest.queue IS 'Documents on their way: one row for each that is not yet embedded and has not failed for good';
 COMMENT ON COLUMN ingest.queue.crashes IS 'how often a worker process died while it worked on the document';
+COMMENT ON COLUMN ingest.queue.revised IS 'whether chunks of an earlier content, which the pipeline has embedded, may be in its target';
 -- Rows live for seconds: vacuum by count, not by share of the table.
 ALTER TABLE ingest.queue SET (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 50000,
                               autovacuum_vacuum_insert_scale_factor = 0.0, autovacuum_vacuum_insert_threshold = 1000000);
@@ -120,27 +124,30 @@ COMMENT ON COLUMN ingest.limit_day.worker IS 'number of the worker process, from
 -- What progress adds up. Every transaction that changes documents, queue or failures adds one row of differences, so
 -- nobody waits for a counter and every snapshot is exact; the worker folds the rows into counter.
 CREATE TABLE ingest.counter (
-    pipeline_id  int    PRIMARY KEY,
-    documents    bigint NOT NULL DEFAULT 0,
-    archived     bigint NOT NULL DEFAULT 0,
-    queued       bigint NOT NULL DEFAULT 0,
-    queued_bytes bigint NOT NULL DEFAULT 0,
-    failed       bigint NOT NULL DEFAULT 0,
-    chunks       bigint NOT NULL DEFAULT 0,
-    tokens       bigint NOT NULL DEFAULT 0
+    pipeline_id   int    PRIMARY KEY,
+    documents     bigint NOT NULL DEFAULT 0,
+    archived      bigint NOT NULL DEFAULT 0,
+    queued        bigint NOT NULL DEFAULT 0,
+    queued_bytes  bigint NOT NULL DEFAULT 0,
+    failed        bigint NOT NULL DEFAULT 0,
+    chunks        bigint NOT NULL DEFAULT 0,
+    tokens        bigint NOT NULL DEFAULT 0,
+    reused_tokens bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE ingest.counter IS 'Totals behind ingest.progress: counter plus the differences in counter_delta';
+COMMENT ON COLUMN ingest.counter.reused_tokens IS 'tokens of chunks that were written with a vector that was there already, since the pipeline was created';
 COMMENT ON COLUMN ingest.counter.archived IS 'how many times a document was embedded and then deleted from the staging table (on_success => ''delete'')';
 
 CREATE TABLE ingest.counter_delta (
-    pipeline_id  int    NOT NULL,
-    documents    bigint NOT NULL DEFAULT 0,
-    archived     bigint NOT NULL DEFAULT 0,
-    queued       bigint NOT NULL DEFAULT 0,
-    queued_bytes bigint NOT NULL DEFAULT 0,
-    failed       bigint NOT NULL DEFAULT 0,
-    chunks       bigint NOT NULL DEFAULT 0,
-    tokens       bigint NOT NULL DEFAULT 0
+    pipeline_id   int    NOT NULL,
+    documents     bigint NOT NULL DEFAULT 0,
+    archived      bigint NOT NULL DEFAULT 0,
+    queued        bigint NOT NULL DEFAULT 0,
+    queued_bytes  bigint NOT NULL DEFAULT 0,
+    failed        bigint NOT NULL DEFAULT 0,
+    chunks        bigint NOT NULL DEFAULT 0,
+    tokens        bigint NOT NULL DEFAULT 0,
+    reused_tokens bigint NOT NULL DEFAULT 0
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
 COMMENT ON TABLE ingest.counter_delta IS 'Differences not yet folded into ingest.counter';
 

@@ -207,8 +207,10 @@ BEGIN
     ), before AS (
         SELECT q.document_id, q.bytes FROM ingest.queue q JOIN changed c ON c.id = q.document_id FOR UPDATE OF q
     ), queued AS (
-        INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes)
-        SELECT c.id, c.pipeline_id, c.bytes FROM changed c LEFT JOIN before b ON b.document_id = c.id
+        -- With neither queue row nor failure it was embedded: what of it has not changed is not paid for again.
+        INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes, revised)
+        SELECT c.id, c.pipeline_id, c.bytes, NOT EXISTS (SELECT FROM ingest.failures f WHERE f.document_id = c.id)
+        FROM changed c LEFT JOIN before b ON b.document_id = c.id
         ON CONFLICT (document_id) DO UPDATE
             SET bytes = EXCLUDED.bytes, attempts = 0, crashes = 0, claimed_by = NULL, claim_token = NULL, retry_at = NULL
         RETURNING q.document_id, q.pipeline_id, q.bytes, (q.xmax = 0) AS is_new
@@ -280,7 +282,7 @@ COMMENT ON FUNCTION ingest.documents_truncated() IS 'TRUNCATE ingest.documents r
 CREATE VIEW ingest.totals AS
 SELECT pipeline_id, sum(documents)::bigint AS documents, sum(archived)::bigint AS archived, sum(queued)::bigint AS queued,
        sum(queued_bytes)::bigint AS queued_bytes, sum(failed)::bigint AS failed, sum(chunks)::bigint AS chunks,
-       sum(tokens)::bigint AS tokens
+       sum(tokens)::bigint AS tokens, sum(reused_tokens)::bigint AS reused_tokens
 FROM (TABLE ingest.counter UNION ALL TABLE ingest.counter_delta) AS c
 GROUP BY pipeline_id;
 COMMENT ON VIEW ingest.totals IS 'The counters of each pipeline, differences included';

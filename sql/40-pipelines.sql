@@ -97,6 +97,7 @@ COMMENT ON FUNCTION ingest.claimed_documents() IS 'Documents that workers hold, 
 CREATE VIEW ingest.progress AS
 WITH counted AS (
     SELECT p.*, t.documents + t.archived AS total, t.queued, t.queued_bytes, t.failed AS settled_failed, t.chunks, t.tokens,
+           t.reused_tokens,
            coalesce(c.claimed, 0) AS claimed
     FROM ingest.pipeline p JOIN ingest.totals t USING (pipeline_id) LEFT JOIN ingest.claimed_documents() c USING (pipeline_id)
 ), named AS (
@@ -130,7 +131,8 @@ SELECT n.name AS pipeline,
             END AS eta,
        ingest.cost_usd(n.model, n.tokens) AS cost_usd,
        coalesce(n.blocked_error, n.problem,
-                (SELECT f.message FROM ingest.failures f WHERE f.pipeline = n.name ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error
+                (SELECT f.message FROM ingest.failures f WHERE f.pipeline = n.name ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error,
+       n.reused_tokens, ingest.cost_usd(n.model, n.reused_tokens) AS saved_usd
 FROM named n LEFT JOIN ingest.rates() r USING (pipeline_id)
 ORDER BY n.name;
 COMMENT ON VIEW ingest.progress IS 'How far each pipeline is: SELECT * FROM ingest.progress \watch 1';
@@ -144,8 +146,10 @@ COMMENT ON COLUMN ingest.progress.percent IS 'embedded of documents';
 COMMENT ON COLUMN ingest.progress.tokens IS 'tokens of all chunks in the target';
 COMMENT ON COLUMN ingest.progress.documents_per_minute IS 'embedded in the last 60 seconds of work, as a rate';
 COMMENT ON COLUMN ingest.progress.eta IS 'time to embed what is queued: its bytes at the last minute''s rate, before that at what the budget allows; null when unknown';
-COMMENT ON COLUMN ingest.progress.cost_usd IS 'price of tokens by the model catalogue, in US dollars';
+COMMENT ON COLUMN ingest.progress.cost_usd IS 'price of tokens by the model catalogue, in US dollars: what embedding all that is in the target costs, each chunk once';
 COMMENT ON COLUMN ingest.progress.last_error IS 'why the pipeline is blocked, else the latest failure';
+COMMENT ON COLUMN ingest.progress.reused_tokens IS 'tokens that were not sent because the vectors of the same texts were there, since the pipeline was created: chunks of changed documents that did not change, and texts that occur more than once';
+COMMENT ON COLUMN ingest.progress.saved_usd IS 'price of reused_tokens by the model catalogue, in US dollars';
 
 -- What drop_pipeline() removes of ours. The lock keeps documents out that would find no pipeline afterwards.
 CREATE FUNCTION ingest.remove_pipeline(pipeline_id int) RETURNS void
@@ -187,8 +191,9 @@ BEGIN
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
     PERFORM FROM ingest.queue q WHERE q.pipeline_id = requeue_all.pipeline_id FOR UPDATE;
     WITH again AS (
-        INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes)
-        SELECT d.id, p.pipeline_id, coalesce(octet_length(d.content), 0)
+        INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes, revised)
+        SELECT d.id, p.pipeline_id, coalesce(octet_length(d.content), 0),
+               NOT EXISTS (SELECT FROM ingest.failures f WHERE f.document_id = d.id)
         FROM ingest.documents d JOIN ingest.pipeline p ON p.name = d.pipeline
         WHERE p.pipeline_id = requeue_all.pipeline_id
         ON CONFLICT (document_id) DO UPDATE SET claimed_by = NULL, claim_token = NULL, retry_at = NULL, attempts = 0

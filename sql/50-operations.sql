@@ -191,7 +191,7 @@ REVOKE ALL ON FUNCTION ingest.sample_backlog(int, int) FROM PUBLIC;
 CREATE FUNCTION ingest.estimate(pipeline text = NULL)
 RETURNS TABLE (pipeline text, documents bigint, chunks bigint, tokens bigint, requests bigint, cost_usd numeric, duration interval)
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 5 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'estimate_wrapper';
-COMMENT ON FUNCTION ingest.estimate(text) IS 'What the backlog of your pipelines will cost, and how long their budgets make it take, before it is spent; counted on a sample when it is long';
+COMMENT ON FUNCTION ingest.estimate(text) IS 'What the backlog of your pipelines will cost, and how long their budgets make it take, before it is spent; counted on a sample when it is long, and as if every chunk had to be sent: texts that are there already or occur twice cost less (see reused_tokens in ingest.progress)';
 
 CREATE FUNCTION ingest.split(input text, pipeline text = 'default') RETURNS TABLE (chunk_no int, content text, tokens int)
 LANGUAGE c STABLE STRICT PARALLEL SAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'split_wrapper';

@@ -304,6 +304,20 @@ impl Layout {
         )
     }
 
+    /// Texts (at most `$2` bytes long) and vectors of chunks of the documents with the keys `$1` (`text[]`), at most `$3` of them.
+    pub fn former(self, table: &str) -> String {
+        let columns = self.columns();
+        format!(
+            "SELECT {} AS key, {content} AS content, {embedding}::real[] AS embedding FROM {table} AS c
+             WHERE {} = ANY ($1::text[]) AND {} AND octet_length({content}) <= $2 AND {embedding} IS NOT NULL LIMIT $3",
+            columns.key,
+            columns.found_by,
+            columns.is_ours,
+            content = columns.content,
+            embedding = columns.embedding,
+        )
+    }
+
     /// Inserts chunks: `$1` their keys, `$2` numbers, `$3` contents, `$4` tokens, `$5` metadata as text, `$6` the numbers of
     /// all vectors, `$7` of each. The cast to `vector`, pgvector's type, checks dimension and finiteness once more.
     pub fn insert(self, table: &str, vector: &str) -> String {

@@ -16,6 +16,7 @@ static ALLOWED_HOSTS: GucSetting<Option<CString>> = GucSetting::<Option<CString>
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static MAX_DOCUMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(32 * 1024);
+static VECTOR_CACHE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static DEFERRED_INDEX_MIN_CHUNKS: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 
 /// Defines them all and reserves the prefix.
@@ -109,6 +110,16 @@ pub fn define() {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"pg_ingest.vector_cache",
+        c"Memory in which a worker remembers the vectors of the last texts, so that a text that comes again is not embedded again.",
+        c"0 for none. A vector of 1536 dimensions takes 6 kB. A change is used by newly started workers.",
+        &VECTOR_CACHE,
+        0,
+        64 * 1024 * 1024,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
     );
     reserve_prefix();
 }
@@ -225,6 +236,11 @@ pub fn split_threads() -> usize {
 /// Largest content of a document, in bytes.
 pub fn max_document_size() -> usize {
     MAX_DOCUMENT_SIZE.get() as usize * 1024
+}
+
+/// Memory for vectors that may be asked for again, in bytes.
+pub fn vector_cache() -> usize {
+    VECTOR_CACHE.get() as usize * 1024
 }
 
 /// Chunks from which a deferred index is built.

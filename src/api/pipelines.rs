@@ -350,7 +350,10 @@ fn alter_pipeline(
         "UPDATE ingest.pipeline
          SET chunk_tokens = $2, chunk_overlap = $3, splitter = coalesce($4, splitter), batch_size = coalesce($5, batch_size),
              max_attempts = coalesce($6, max_attempts), index = coalesce($7, index), on_success = coalesce($8, on_success),
-             concurrency = coalesce($9, concurrency), base_url = $10, trusted = $11, api_key = $12, request = $13::jsonb, limits = $14
+             concurrency = coalesce($9, concurrency), base_url = $10, trusted = $11, api_key = $12, request = $13::jsonb, limits = $14,
+             -- Another place or another body may make other vectors: those in the target are not mixed with them.
+             reuses = reuses AND base_url IS NOT DISTINCT FROM $10
+                      AND coalesce(request, '{}') - 'headers' = coalesce($13::jsonb, '{}') - 'headers'
          WHERE pipeline_id = $1",
         &[
             definition.pipeline_id.into(),

@@ -13,10 +13,11 @@ use pgrx::prelude::*;
 use crate::errors::OrRaise;
 use crate::journal::{Journal, Note};
 use crate::settings;
+use crate::worker::former;
 use crate::worker::heads::Heads;
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::process::reach;
-use crate::worker::queue::{Candidate, Limits, claim};
+use crate::worker::queue::{Candidate, Limits, Taken, claim};
 use crate::worker::transaction::{SqlError, run, transaction};
 
 /// Documents taken or written by one transaction at most.
@@ -228,7 +229,7 @@ impl Claims {
             if !room.is_some() {
                 continue;
             }
-            match self.take_of(ready[index].id, spec, room, engine) {
+            match self.take_of(ready[index], spec, room, engine) {
                 Ok(true) => {
                     self.turn = index + 1;
                     return Ok(Some(ready[index].id));
@@ -243,11 +244,12 @@ impl Claims {
 
     fn take_of(
         &mut self,
-        pipeline: i32,
+        active: &Active,
         spec: &Arc<engine::Pipeline>,
         room: Room,
         engine: &Engine,
     ) -> Result<bool, SqlError> {
+        let pipeline = active.id;
         self.takes += 1;
         let token = self.random.hash_one((self.worker, self.takes)) as i64;
         let mut most = MAX_BATCH.min(room.documents);
@@ -258,6 +260,7 @@ impl Claims {
             let limits = Limits {
                 documents: most,
                 bytes: room.bytes,
+                former_chunks: former::chunks_of_a_batch(active),
                 read: unreadable.is_none(),
             };
             match transaction(|| claim(pipeline, &spec.split, worker, token, from, limits)) {
@@ -286,6 +289,13 @@ impl Claims {
         ];
         self.look_again = again.into_iter().flatten().chain(self.look_again).min();
         let sizes: HashMap<i64, &Candidate> = candidates.iter().map(|c| (c.id, c)).collect();
+        let revised = |document: &&Taken| sizes.get(&document.id).is_some_and(|c| c.revised);
+        let revised: Vec<&str> = taken
+            .iter()
+            .filter(revised)
+            .map(|t| t.key.as_str())
+            .collect();
+        let mut former = former::read(active, &revised);
         for document in taken {
             let Some(candidate) = sizes.get(&document.id) else {
                 continue;
@@ -294,6 +304,7 @@ impl Claims {
             self.next_ticket += 1;
             let alone = candidate.attempts >= ALONE_AFTER || candidate.crashes >= ALONE_AFTER;
             let note = self.journal.hold(document.id);
+            let former = former.remove(&document.key).unwrap_or_default();
             self.held.insert(
                 ticket,
                 Claim {
@@ -334,6 +345,7 @@ impl Claims {
                     ticket,
                     pipeline: Arc::clone(spec),
                     content,
+                    former,
                     alone,
                     mark: self.journal.mark(note),
                 }),

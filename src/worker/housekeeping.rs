@@ -80,13 +80,14 @@ pub fn fold_counters() -> Result<(), SqlError> {
                      ), sums AS (
                          SELECT pipeline_id, sum(documents) AS documents, sum(archived) AS archived, sum(queued) AS queued,
                                 sum(queued_bytes) AS queued_bytes, sum(failed) AS failed, sum(chunks) AS chunks,
-                                sum(tokens) AS tokens
+                                sum(tokens) AS tokens, sum(reused_tokens) AS reused_tokens
                          FROM gone GROUP BY pipeline_id
                      ), added AS (
                          UPDATE ingest.counter c
                          SET documents = c.documents + s.documents, archived = c.archived + s.archived,
                              queued = c.queued + s.queued, queued_bytes = c.queued_bytes + s.queued_bytes,
-                             failed = c.failed + s.failed, chunks = c.chunks + s.chunks, tokens = c.tokens + s.tokens
+                             failed = c.failed + s.failed, chunks = c.chunks + s.chunks, tokens = c.tokens + s.tokens,
+                             reused_tokens = c.reused_tokens + s.reused_tokens
                          FROM sums s WHERE c.pipeline_id = s.pipeline_id
                      )
                      SELECT count(*) FROM gone",

@@ -138,6 +138,7 @@ impl Worker {
             model_dir: settings::model_dir(),
             inference_threads: settings::model_threads(),
             split_threads: settings::split_threads(),
+            vector_cache: settings::vector_cache(),
             requests_in_flight: &shared.workers[slot].requests,
             notify: Arc::new(move || ringer.ring()),
         })

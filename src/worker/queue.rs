@@ -9,6 +9,9 @@ use crate::errors::OrRaise;
 use crate::settings;
 use crate::worker::transaction::run;
 
+/// Bytes of text that a token stands for: English prose has four to five.
+const BYTES_PER_TOKEN: usize = 4;
+
 /// A document that can be claimed, as the queue knows it.
 pub struct Candidate {
     /// Its id.
@@ -19,6 +22,8 @@ pub struct Candidate {
     pub attempts: i32,
     /// Deaths of processes that worked on it.
     pub crashes: i32,
+    /// Whether chunks of an earlier content may be in the target.
+    pub revised: bool,
 }
 
 /// What a transaction may claim.
@@ -28,6 +33,8 @@ pub struct Limits {
     pub documents: usize,
     /// Bytes of their contents; one document may have more.
     pub bytes: usize,
+    /// Chunks that those that changed have in the target, reckoned by their size; one document may have more.
+    pub former_chunks: usize,
     /// Whether the documents are read, too.
     pub read: bool,
 }
@@ -104,7 +111,7 @@ pub fn claim(
         let start = Instant::now();
         let waiting = run(
             client,
-            "SELECT document_id, bytes, attempts, crashes FROM ingest.queue
+            "SELECT document_id, bytes, attempts, crashes, revised FROM ingest.queue
              WHERE pipeline_id BETWEEN $1 AND $1 AND document_id >= $3 AND claimed_by IS NULL AND retry_at IS NULL
                AND NOT (SELECT p.paused FROM ingest.pipeline p WHERE p.pipeline_id = $1)
              ORDER BY pipeline_id, document_id LIMIT $2 FOR UPDATE SKIP LOCKED",
@@ -117,19 +124,27 @@ pub fn claim(
         let looking = start.elapsed();
         let largest = settings::max_document_size();
         let mut candidates = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut former_chunks) = (0, 0);
         for row in waiting {
             let candidate = Candidate {
                 id: row["document_id"].value()?.unwrap_or_default(),
                 bytes: row["bytes"].value()?.unwrap_or_default(),
                 attempts: row["attempts"].value()?.unwrap_or_default(),
                 crashes: row["crashes"].value()?.unwrap_or_default(),
+                revised: row["revised"].value()?.unwrap_or_default(),
             };
             // A document that will be refused for its size is not read.
             let size = candidate.bytes as usize;
             let cost = if size > largest { 0 } else { size };
             if bytes > 0 && bytes + cost > limits.bytes {
                 break;
+            }
+            if candidate.revised {
+                let more = cost / (split.chunk_tokens * BYTES_PER_TOKEN) + 1;
+                if former_chunks > 0 && former_chunks + more > limits.former_chunks {
+                    break;
+                }
+                former_chunks += more;
             }
             bytes += cost;
             candidates.push(candidate);

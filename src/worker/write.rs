@@ -183,6 +183,7 @@ struct Difference {
     archived: i64,
     chunks: i64,
     tokens: i64,
+    reused_tokens: i64,
 }
 
 /// Writes documents whose claims stand; whether the pipeline had to be blocked.
@@ -232,8 +233,8 @@ fn write_documents(
     }
     run(
         client,
-        "INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed, archived, chunks, tokens)
-         SELECT $1, $2, $3, $4, $5, $6, $7 WHERE EXISTS (SELECT FROM ingest.pipeline WHERE pipeline_id = $1)",
+        "INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed, archived, chunks, tokens, reused_tokens)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8 WHERE EXISTS (SELECT FROM ingest.pipeline WHERE pipeline_id = $1)",
         &[
             pipeline.id.into(),
             difference.queued.into(),
@@ -242,6 +243,7 @@ fn write_documents(
             difference.archived.into(),
             difference.chunks.into(),
             difference.tokens.into(),
+            difference.reused_tokens.into(),
         ],
     )?;
     Ok(unusable.is_some())
@@ -279,7 +281,11 @@ fn write_embedded(
         difference.queued -= 1;
         difference.queued_bytes -= i64::from(claim.bytes);
         difference.chunks += chunks.len() as i64;
-        difference.tokens += chunks.iter().map(|chunk| chunk.tokens as i64).sum::<i64>();
+        for chunk in *chunks {
+            let tokens = chunk.tokens as i64;
+            difference.tokens += tokens;
+            difference.reused_tokens += if chunk.reused { tokens } else { 0 };
+        }
     }
     let ids: Vec<i64> = documents.iter().map(|(claim, _)| claim.document).collect();
     run(

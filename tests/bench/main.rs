@@ -66,7 +66,11 @@ fn main() {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(1.0);
-    let cluster = Cluster::start(&[("shared_buffers", "512MB"), ("max_wal_size", "4GB")]);
+    let cluster = Cluster::start(&[
+        ("shared_buffers", "512MB"),
+        ("max_wal_size", "4GB"),
+        ("pg_ingest.vector_cache", "16MB"),
+    ]);
     println!("BENCH_SCALE = {scale}; times are of this machine, today: read the ratios\n");
     for (name, bench) in BENCHES {
         if names.is_empty() || names.iter().any(|wanted| wanted == name) {

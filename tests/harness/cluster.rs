@@ -16,10 +16,12 @@ use crate::process::{processes_in, signal};
 use crate::waiting::{SOON, wait_until};
 
 /// What every cluster of the tests is started with; a test's own settings come after.
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 12] = [
     // What the system has taken outlives any process.
     ("fsync", "off"),
     ("shared_preload_libraries", "pg_ingest"),
+    // What is seen not to be sent twice is not even tried.
+    ("pg_ingest.vector_cache", "0"),
     ("listen_addresses", ""),
     ("unix_socket_directories", "{home}"),
     ("port", "5432"),

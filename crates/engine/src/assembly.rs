@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use embedder::{EmbedError, ErrorClass};
 
 use crate::mark::Mark;
+use crate::once::Text;
 use crate::usage::Reservation;
 
 /// A chunk with its vector.
@@ -17,7 +18,9 @@ pub struct EmbeddedChunk {
     /// Its length in tokens of the model, without the markers that the model adds.
     pub tokens: usize,
     /// Its vector, as long as the pipeline's dimensions.
-    pub embedding: Vec<f32>,
+    pub embedding: Arc<[f32]>,
+    /// Whether the vector was there already, so that it cost nothing.
+    pub reused: bool,
 }
 
 /// How a document ended.
@@ -167,13 +170,23 @@ impl Assembly {
     }
 
     /// Takes the vector of a chunk; the last one ends the document.
-    pub(crate) fn embedded(&self, chunk: usize, embedding: Vec<f32>) {
+    pub(crate) fn embedded(&self, chunk: usize, embedding: Arc<[f32]>) {
+        self.take(chunk, embedding, false);
+    }
+
+    /// The same with a vector that was there already.
+    pub(crate) fn reused(&self, chunk: usize, embedding: Arc<[f32]>) {
+        self.take(chunk, embedding, true);
+    }
+
+    fn take(&self, chunk: usize, embedding: Arc<[f32]>, reused: bool) {
         let mut state = self.state();
         if state.room.is_none() {
             return;
         }
         debug_assert!(state.chunks[chunk].embedding.is_empty());
         state.chunks[chunk].embedding = embedding;
+        state.chunks[chunk].reused = reused;
         state.missing -= 1;
         if state.missing == 0
             && let Some(room) = state.room.take()
@@ -200,10 +213,10 @@ impl Assembly {
 }
 
 /// A chunk on its way into a request.
-#[derive(Clone)]
 pub(crate) struct Part {
     pub(crate) document: Arc<Assembly>,
     pub(crate) chunk: usize,
+    pub(crate) text: Text,
 }
 
 /// The marks of the documents of these parts, each once where a document's parts come one after the other.

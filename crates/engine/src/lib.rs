@@ -4,7 +4,8 @@
 //! chunks, which join a backlog; requests, which may hold chunks of several documents, are packed from it ([`pack`]) when
 //! they can be sent: by the threads that run a local model ([`local`]), or by the pipeline's lane to a remote one
 //! ([`remote`]), which has to ask its budget first. The last answer for a document ([`assembly`]) makes its [`Outcome`],
-//! which [`Engine::poll`] hands to the worker. [`queries`] answers searches beside all that, ahead of the backlog. Models
+//! which [`Engine::poll`] hands to the worker. A text that is known, or on its way already, is not sent again ([`once`]).
+//! [`queries`] answers searches beside all that, ahead of the backlog. Models
 //! are loaded once ([`models`]) and shared by every thread.
 //!
 //! Memory is bounded by what is submitted: ask [`Engine::room`] first.
@@ -13,6 +14,7 @@ mod assembly;
 mod local;
 mod mark;
 mod models;
+mod once;
 mod pack;
 mod pipeline;
 mod queries;
@@ -20,6 +22,7 @@ mod remote;
 mod split;
 mod threads;
 mod usage;
+mod vectors;
 
 /// For the fuzz targets in `tests/fuzz_targets` and for nobody else.
 #[doc(hidden)]
@@ -44,6 +47,7 @@ use std::time::Duration;
 
 use limiter::Now;
 use local::LocalQueue;
+use once::Once;
 use remote::Remotes;
 use split::Submitted;
 use usage::{Reservation, Usage};
@@ -113,10 +117,29 @@ pub struct Document {
     pub pipeline: Arc<Pipeline>,
     /// Its text.
     pub content: String,
+    /// Chunks of its former content that are still there, embedded as the pipeline is defined now: what has not changed is not
+    /// embedded again. In any order.
+    pub former: Vec<FormerChunk>,
     /// Whether its chunks share requests with no other document's: it may be to blame for what befell others.
     pub alone: bool,
     /// Where it is noted while a thread works on it.
     pub mark: Mark,
+}
+
+/// A chunk that a document had before it changed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FormerChunk {
+    /// Its text.
+    pub content: String,
+    /// Its vector. One of another length than the pipeline's is not used.
+    pub embedding: Vec<f32>,
+}
+
+impl FormerChunk {
+    /// Bytes that it takes in memory.
+    fn size(&self) -> usize {
+        self.content.len() + size_of_val(&self.embedding[..])
+    }
 }
 
 /// How much more may be submitted.
@@ -150,6 +173,8 @@ pub struct Config {
     pub inference_threads: usize,
     /// Threads that split documents and count tokens, at a low priority (nice 5). At least 1.
     pub split_threads: usize,
+    /// Bytes of vectors remembered at most, for texts that come again.
+    pub vector_cache: usize,
     /// Where the number of requests being answered is kept, for those who watch.
     pub requests_in_flight: &'static AtomicI32,
     /// Called from any thread whenever [`Engine::poll`] or [`Engine::take_events`] has something new.
@@ -175,11 +200,13 @@ impl Engine {
         let (results, outcomes) = channel();
         let results = assembly::Results::new(results, config.notify);
         let requests = config.requests_in_flight;
-        let local = Arc::new(LocalQueue::new(requests));
-        let remotes = Arc::new(Remotes::new(results.clone(), requests));
+        let once = Arc::new(Once::new(config.vector_cache));
+        let remotes = Arc::new(Remotes::new(results.clone(), Arc::clone(&once), requests));
+        let local = Arc::new(LocalQueue::new(Arc::clone(&once), requests));
         local::start(config.inference_threads.max(1), &local)?;
         let context = split::Context {
             models: Arc::clone(&models),
+            once,
             results,
             local: Arc::clone(&local),
             remotes: Arc::clone(&remotes),
@@ -232,8 +259,10 @@ impl Engine {
         let usage = lane.as_ref().map_or(&self.local_usage, |lane| &lane.usage);
         let room = Reservation::new(
             [Arc::clone(usage), Arc::clone(&self.usage)],
+            1,
             document.content.len(),
         );
+        let former: usize = document.former.iter().map(FormerChunk::size).sum();
         if let Some(lane) = &lane {
             lane.will_be_split();
         }
@@ -241,6 +270,7 @@ impl Engine {
         let _ = self.inbox.send(Submitted {
             document,
             room,
+            former: Reservation::new([Arc::clone(&self.usage)], 0, former),
             lane,
         });
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use embedder::local::{InferenceThreads, LocalModel};
 use embedder::{EmbedError, ErrorClass};
@@ -12,6 +12,7 @@ use embedder::{EmbedError, ErrorClass};
 use crate::Pipeline;
 use crate::assembly::{Part, marks};
 use crate::mark::{Mark, Working};
+use crate::once::{Home, Once};
 use crate::pack::{Backlog, Item};
 use crate::threads::{INFERENCE_NICE, lower_priority, spawn_with_signals_blocked};
 
@@ -24,6 +25,7 @@ struct Request {
 
 /// What waits for a local model.
 pub(crate) struct LocalQueue {
+    once: Arc<Once>,
     waiting: Mutex<Waiting>,
     arrived: Condvar,
     requests: &'static AtomicI32,
@@ -36,36 +38,37 @@ struct Waiting {
 }
 
 impl LocalQueue {
-    pub(crate) fn new(requests: &'static AtomicI32) -> Self {
+    pub(crate) fn new(once: Arc<Once>, requests: &'static AtomicI32) -> Self {
         Self {
+            once,
             waiting: Mutex::default(),
             arrived: Condvar::new(),
             requests,
         }
     }
 
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds those of a document's chunks whose vectors are not known or on their way.
     pub(crate) fn push(
-        &self,
+        self: &Arc<Self>,
         pipeline: &Arc<Pipeline>,
         model: &Arc<LocalModel>,
         items: impl Iterator<Item = Item<Part>>,
     ) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = waiting.pipelines.iter().position(|(p, ..)| p == pipeline);
-        let index = known.unwrap_or_else(|| {
-            let entry = (Arc::clone(pipeline), Arc::clone(model), Backlog::default());
-            waiting.pipelines.push_back(entry);
-            waiting.pipelines.len() - 1
+        let place: Arc<dyn Home> = Arc::new(Place {
+            queue: Arc::clone(self),
+            pipeline: Arc::clone(pipeline),
+            model: Arc::clone(model),
         });
-        for item in items {
-            waiting.pipelines[index].2.push(item);
-        }
-        self.arrived.notify_all();
+        place.take_in(self.once.sift(&place, items));
     }
 
     /// The next request, the pipelines in turns; waits for one. `None` when there will be no more.
     fn next(&self) -> Option<Request> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting();
         loop {
             if waiting.closed {
                 return None;
@@ -92,12 +95,64 @@ impl LocalQueue {
         }
     }
 
-    /// Ends the callers after what they are doing.
+    /// Ends the callers after what they are doing, and what waits.
     pub(crate) fn close(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.closed = true;
+        let waiting = {
+            let mut waiting = self.waiting();
+            waiting.closed = true;
+            std::mem::take(&mut waiting.pipelines)
+        };
         self.arrived.notify_all();
+        for (_, _, mut backlog) in waiting {
+            for item in backlog.drain() {
+                item.value.failed(closed());
+            }
+        }
     }
+}
+
+/// Where the chunks of a pipeline wait.
+struct Place {
+    queue: Arc<LocalQueue>,
+    pipeline: Arc<Pipeline>,
+    model: Arc<LocalModel>,
+}
+
+impl Home for Place {
+    fn take_in(&self, items: Vec<Item<Part>>) {
+        if items.is_empty() {
+            return;
+        }
+        let mut waiting = self.queue.waiting();
+        if waiting.closed {
+            drop(waiting);
+            for item in items {
+                item.value.failed(closed());
+            }
+            return;
+        }
+        let known = waiting
+            .pipelines
+            .iter()
+            .position(|(p, ..)| *p == self.pipeline);
+        let index = known.unwrap_or_else(|| {
+            let (pipeline, model) = (Arc::clone(&self.pipeline), Arc::clone(&self.model));
+            waiting
+                .pipelines
+                .push_back((pipeline, model, Backlog::default()));
+            waiting.pipelines.len() - 1
+        });
+        for item in items {
+            waiting.pipelines[index].2.push(item);
+        }
+        drop(waiting);
+        self.queue.arrived.notify_all();
+    }
+}
+
+/// What ends documents when the engine ends; nobody reads it.
+fn closed() -> EmbedError {
+    internal("the engine has ended")
 }
 
 pub(crate) fn start(threads: usize, queue: &Arc<LocalQueue>) -> io::Result<()> {
@@ -107,13 +162,15 @@ pub(crate) fn start(threads: usize, queue: &Arc<LocalQueue>) -> io::Result<()> {
             lower_priority(INFERENCE_NICE);
             // One thread an inference and several inferences at once: no thread waits for another inside a matrix product.
             let threads = InferenceThreads::new(1);
-            while let Some(request) = queue.next() {
+            while let Some(mut request) = queue.next() {
                 queue.requests.fetch_add(1, Ordering::Relaxed);
                 let working: Vec<Working> = marks(request.parts.iter())
                     .into_iter()
                     .map(Mark::work)
                     .collect();
-                answer(&request, |inputs| {
+                let parts = std::mem::take(&mut request.parts);
+                let recipe = queue.once.recipe(&request.pipeline);
+                answer(parts, request.pipeline.dimensions, recipe, |inputs| {
                     let texts: Vec<&str> = inputs.iter().map(String::as_str).collect();
                     request.model.embed(&texts, &threads)
                 });
@@ -127,24 +184,28 @@ pub(crate) fn start(threads: usize, queue: &Arc<LocalQueue>) -> io::Result<()> {
 
 /// Embeds a request's chunks and tells their documents.
 fn answer(
-    request: &Request,
+    parts: Vec<Part>,
+    dimensions: usize,
+    recipe: u32,
     mut embed: impl FnMut(&[String]) -> Result<Vec<Vec<f32>>, EmbedError>,
 ) {
     // Chunks of documents that have failed meanwhile are not worth a call.
-    let (parts, inputs): (Vec<&Part>, Vec<String>) = request
-        .parts
-        .iter()
-        .filter_map(|part| Some((part, part.document.text(part.chunk)?)))
+    let (parts, inputs): (Vec<Part>, Vec<String>) = parts
+        .into_iter()
+        .filter_map(|part| {
+            let text = part.document.text(part.chunk)?;
+            Some((part, text))
+        })
         .unzip();
     let answers = bisect(&inputs, &mut |inputs| {
         catch_unwind(AssertUnwindSafe(|| embed(inputs)))
             .unwrap_or_else(|_| Err(internal("the model failed on this input")))
-            .and_then(|vectors| check(vectors, inputs.len(), request.pipeline.dimensions))
+            .and_then(|vectors| check(vectors, inputs.len(), dimensions))
     });
     for (part, answer) in parts.into_iter().zip(answers) {
         match answer {
-            Ok(vector) => part.document.embedded(part.chunk, vector),
-            Err(error) => part.document.failed(error),
+            Ok(vector) => part.embedded(vector, recipe),
+            Err(error) => part.failed(error),
         }
     }
 }

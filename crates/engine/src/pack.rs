@@ -97,25 +97,26 @@ impl<T> Backlog<T> {
             .collect()
     }
 
-    /// Drops from the request that was peeked what `keep` does not want; whether all was wanted.
-    pub fn retain_front(&mut self, packed: Packed, mut keep: impl FnMut(&T) -> bool) -> bool {
+    /// Takes out of the request that was peeked what `keep` does not want.
+    pub fn retain_front(
+        &mut self,
+        packed: Packed,
+        mut keep: impl FnMut(&T) -> bool,
+    ) -> Vec<Item<T>> {
+        let mut gone = Vec::new();
         if let Some(request) = self.again.front_mut() {
-            let before = request.len();
-            request.retain(|item| keep(&item.value));
-            let all = request.len() == before;
+            gone.extend(request.extract_if(.., |item| !keep(&item.value)));
             if request.is_empty() {
                 self.again.pop_front();
             }
-            return all;
+            return gone;
         }
-        let mut all = true;
         for index in (0..packed.items.min(self.items.len())).rev() {
             if !keep(&self.items[index].value) {
-                self.items.remove(index);
-                all = false;
+                gone.extend(self.items.remove(index));
             }
         }
-        all
+        gone
     }
 
     /// Takes out what `leaves` says.

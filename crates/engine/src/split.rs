@@ -1,5 +1,6 @@
 //! The splitters' threads: documents become chunks, chunks join the backlog of their pipeline.
 
+use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
@@ -15,11 +16,12 @@ use injection::Point;
 use crate::assembly::{Assembly, EmbeddedChunk, Outcome, Part, Results};
 use crate::local::LocalQueue;
 use crate::models::Models;
+use crate::once::{Once, Text};
 use crate::pack::Item;
 use crate::remote::{Lane, Remotes};
 use crate::threads::{SPLIT_NICE, lower_priority, spawn_with_signals_blocked};
 use crate::usage::Reservation;
-use crate::{Document, Pipeline};
+use crate::{Document, FormerChunk, Pipeline};
 
 /// Between two looks of a splitter that a test has told to wait.
 const NAP: Duration = Duration::from_millis(1);
@@ -28,6 +30,8 @@ const NAP: Duration = Duration::from_millis(1);
 pub(crate) struct Submitted {
     pub(crate) document: Document,
     pub(crate) room: Reservation,
+    /// Held for its former chunks until they have been compared.
+    pub(crate) former: Reservation<1>,
     /// Where its chunks go when its model is a remote one.
     pub(crate) lane: Option<Arc<Lane>>,
 }
@@ -35,6 +39,7 @@ pub(crate) struct Submitted {
 /// What the splitters need.
 pub(crate) struct Context {
     pub(crate) models: Arc<Models>,
+    pub(crate) once: Arc<Once>,
     pub(crate) results: Results,
     pub(crate) local: Arc<LocalQueue>,
     pub(crate) remotes: Arc<Remotes>,
@@ -68,10 +73,12 @@ pub(crate) fn start(
 impl Context {
     fn split(&self, submitted: Submitted) {
         let Submitted {
-            document,
+            mut document,
             room,
+            former: former_room,
             lane,
         } = submitted;
+        let former = std::mem::take(&mut document.former);
         let ticket = document.ticket;
         let prepared = {
             let _working = document.mark.work();
@@ -85,17 +92,32 @@ impl Context {
             Ok((cutter, chunks)) => {
                 let pipeline = &document.pipeline;
                 let extra = cutter.extra_tokens(pipeline);
-                let counts: Vec<usize> = chunks.iter().map(|c| c.tokens + extra).collect();
+                let recipe = self.once.recipe(pipeline);
+                let kept = kept(former, &chunks, pipeline.dimensions);
+                drop(former_room);
+                let texts: Vec<(usize, usize, Text)> = chunks
+                    .iter()
+                    .enumerate()
+                    .filter(|(chunk, _)| !kept.contains_key(chunk))
+                    .map(|(no, chunk)| {
+                        let text = self.once.text(pipeline.id, recipe, &chunk.content);
+                        (no, chunk.tokens + extra, text)
+                    })
+                    .collect();
                 let assembly = Arc::new(Assembly::new(
                     (ticket, document.mark),
                     room,
                     chunks,
                     self.results.clone(),
                 ));
-                let items = counts.into_iter().enumerate().map(|(chunk, tokens)| Item {
+                for (chunk, vector) in kept {
+                    assembly.reused(chunk, vector);
+                }
+                let items = texts.into_iter().map(|(chunk, tokens, text)| Item {
                     value: Part {
                         document: Arc::clone(&assembly),
                         chunk,
+                        text,
                     },
                     tokens,
                     alone: document.alone,
@@ -112,6 +134,26 @@ impl Context {
             lane.was_split();
         }
     }
+}
+
+/// The vectors of chunks that a document had already, by their place among its present ones.
+fn kept(
+    former: Vec<FormerChunk>,
+    chunks: &[EmbeddedChunk],
+    dimensions: usize,
+) -> HashMap<usize, Arc<[f32]>> {
+    let usable = |chunk: &FormerChunk| {
+        chunk.embedding.len() == dimensions && chunk.embedding.iter().all(|x| x.is_finite())
+    };
+    let known: HashMap<String, Arc<[f32]>> = former
+        .into_iter()
+        .filter(usable)
+        .map(|chunk| (chunk.content, chunk.embedding.into()))
+        .collect();
+    let places = chunks.iter().enumerate();
+    places
+        .filter_map(|(place, chunk)| Some((place, Arc::clone(known.get(&chunk.content)?))))
+        .collect()
 }
 
 /// What cuts a document and counts its tokens.
@@ -160,7 +202,8 @@ fn prepare(
             .map(|chunk| EmbeddedChunk {
                 content: chunk.text.to_owned(),
                 tokens: chunk.tokens,
-                embedding: Vec::new(),
+                embedding: Arc::default(),
+                reused: false,
             })
             .collect::<Vec<_>>())
     }))
@@ -200,4 +243,37 @@ fn failure(error: PrepareError) -> EmbedError {
         PrepareError::Split(error) => (ErrorClass::InvalidRequest, error.to_string()),
     };
     EmbedError::new(class, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn former(content: &str, embedding: &[f32]) -> FormerChunk {
+        FormerChunk {
+            content: content.into(),
+            embedding: embedding.into(),
+        }
+    }
+
+    #[test]
+    fn a_vector_is_kept_wherever_its_text_stands_now_and_only_if_it_can_be_one_of_the_pipeline() {
+        let before = vec![
+            former("same", &[1.0, 2.0]),
+            former("gone", &[3.0, 4.0]),
+            former("too long", &[1.0, 2.0, 3.0]),
+            former("not finite", &[1.0, f32::NAN]),
+        ];
+        let now = ["new", "same", "too long", "not finite", "same"].map(|content| EmbeddedChunk {
+            content: content.into(),
+            tokens: 1,
+            embedding: Arc::default(),
+            reused: false,
+        });
+        let kept = kept(before, &now, 2);
+        let mut places: Vec<usize> = kept.keys().copied().collect();
+        places.sort_unstable();
+        assert_eq!(places, [1, 4]);
+        assert!(kept.values().all(|vector| **vector == [1.0, 2.0]));
+    }
 }

@@ -40,6 +40,7 @@ fn run(
         model_dir: model_dir.to_owned(),
         inference_threads: 2,
         split_threads: 2,
+        vector_cache: 1024 * 1024,
         requests_in_flight: &IN_FLIGHT,
         notify: Arc::new(move || {
             let _ = ring.lock().map(|ring| ring.send(()));
@@ -52,6 +53,7 @@ fn run(
             ticket: ticket as u64,
             pipeline: Arc::clone(pipeline),
             content: content.clone(),
+            former: Vec::new(),
             alone: false,
             mark: Mark::unseen(),
         });
@@ -131,6 +133,7 @@ fn a_chunk_and_the_same_text_as_a_query_have_the_same_vector() {
         model_dir: dir,
         inference_threads: 1,
         split_threads: 1,
+        vector_cache: 0,
         requests_in_flight: &IN_FLIGHT,
         notify: Arc::new(|| ()),
     })
@@ -141,7 +144,7 @@ fn a_chunk_and_the_same_text_as_a_query_have_the_same_vector() {
         .expect("a vector");
     let cosine: f32 = query
         .iter()
-        .zip(&chunks[0].embedding)
+        .zip(chunks[0].embedding.iter())
         .map(|(a, b)| a * b)
         .sum();
     assert!(cosine > 0.999, "cosine {cosine}");

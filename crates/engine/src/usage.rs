@@ -20,27 +20,33 @@ impl Usage {
     }
 }
 
-/// A document's share of the [`Usage`] of its pipeline and of the whole engine; given back when dropped.
+/// A share of the [`Usage`] of a document's pipeline and of the whole engine; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Reservation {
-    usages: [Arc<Usage>; 2],
+pub(crate) struct Reservation<const N: usize = 2> {
+    usages: [Arc<Usage>; N],
+    documents: usize,
     bytes: usize,
 }
 
-impl Reservation {
-    pub(crate) fn new(usages: [Arc<Usage>; 2], bytes: usize) -> Self {
+impl<const N: usize> Reservation<N> {
+    /// For so many documents and bytes.
+    pub(crate) fn new(usages: [Arc<Usage>; N], documents: usize, bytes: usize) -> Self {
         for usage in &usages {
-            usage.documents.fetch_add(1, Ordering::Relaxed);
+            usage.documents.fetch_add(documents, Ordering::Relaxed);
             usage.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        Self { usages, bytes }
+        Self {
+            usages,
+            documents,
+            bytes,
+        }
     }
 }
 
-impl Drop for Reservation {
+impl<const N: usize> Drop for Reservation<N> {
     fn drop(&mut self) {
         for usage in &self.usages {
-            usage.documents.fetch_sub(1, Ordering::Relaxed);
+            usage.documents.fetch_sub(self.documents, Ordering::Relaxed);
             usage.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         }
     }

@@ -26,7 +26,11 @@ pub fn model(seed: u64, rounds: usize) -> String {
     let mut random = Random::new(seed);
     let workers = random.choose(&["1", "2"]);
     // Only processes are killed, never the machine: what was written stays without fsync.
-    let cluster = Cluster::start(&[("pg_ingest.workers", workers), ("fsync", "off")]);
+    let cluster = Cluster::start(&[
+        ("pg_ingest.workers", workers),
+        ("pg_ingest.vector_cache", "16MB"),
+        ("fsync", "off"),
+    ]);
     let mut sum = Figures::default();
     for round in 0..rounds {
         let mut random = Random::new(seed.wrapping_add(round as u64));
