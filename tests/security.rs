@@ -330,7 +330,8 @@ fn the_names_are_those_of_the_contract() {
     assert_eq!(
         columns("progress"),
         "pipeline, state, documents, embedded, pending, in_flight, failed, percent, bar, chunks, tokens, \
-         documents_per_minute, tokens_per_minute, eta, cost_usd, last_error"
+         documents_per_minute, tokens_per_minute, eta, cost_usd, last_error, \
+         reused_tokens, saved_usd"
     );
     assert_eq!(
         columns("failures"),
