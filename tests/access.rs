@@ -272,7 +272,7 @@ fn a_granted_pipeline_is_used_and_not_owned() {
          INSERT INTO ingest.documents (pipeline, key, content) VALUES ('theirs', 'new', 'y')
          ON CONFLICT (pipeline, key) DO UPDATE SET content = EXCLUDED.content RETURNING id;
          UPDATE ingest.documents SET content = 'another secret' WHERE key = 'theirs good';
-         SELECT ingest.wait('theirs', '60 s'); SELECT ingest.retry('theirs', key => 'theirs bad');
+         SELECT ingest.retry('theirs', key => 'theirs bad');
          DELETE FROM ingest.documents WHERE key = 'new'; SELECT ingest.embed('a question', 'theirs')",
     );
     db.settle();
@@ -487,10 +487,8 @@ fn a_pipeline_that_lost_its_owner_goes_on_under_another() {
         "42501"
     );
     db.run(&format!("SELECT ingest.set_owner('p', '{heir}')"));
-    run(
-        &mut next,
-        "SELECT ingest.resume('p'); SELECT ingest.wait('p', '60 s')",
-    );
+    run(&mut next, "SELECT ingest.resume('p')");
+    run(&mut next, "SELECT ingest.wait('p', '60 s')");
     assert_eq!(db.progress_of("p").counts(), (1, 1, 0, 0));
     drop(next);
     gone(&db, &heir);
@@ -519,8 +517,9 @@ fn an_owner_hands_its_pipeline_over_with_its_target() {
     );
     run(
         &mut next,
-        "INSERT INTO ingest.documents (pipeline, content) VALUES ('p', 'x'); SELECT ingest.wait('p', '60 s')",
+        "INSERT INTO ingest.documents (pipeline, content) VALUES ('p', 'x')",
     );
+    run(&mut next, "SELECT ingest.wait('p', '60 s')");
     assert_eq!(
         column::<i64>(&mut next, "SELECT count(*) FROM ingest.p_chunks"),
         [1]

@@ -52,6 +52,7 @@ pub fn create_or_check_target(
     (schema, table): &(String, String),
     dimensions: i32,
 ) -> Result<pg_sys::Oid, UserError> {
+    require_vectors()?;
     let quoted = quote_qualified_identifier(schema, table);
     if let Some(existing) = find_table(&quoted) {
         check_target(existing, &quoted, dimensions)?;
@@ -115,6 +116,26 @@ fn vector_schema() -> String {
     Spi::get_one("SELECT ingest.vector_schema()")
         .or_raise()
         .unwrap_or_else(|| "public".into())
+}
+
+/// Whether the current user may use pgvector's types and operators, as the worker and search() will do as it.
+fn require_vectors() -> Result<(), UserError> {
+    let allowed = Spi::get_one::<bool>(
+        "SELECT has_schema_privilege(e.extnamespace, 'USAGE') FROM pg_extension e WHERE e.extname = 'vector'",
+    )
+    .or_raise();
+    if allowed == Some(true) {
+        return Ok(());
+    }
+    let schema = vector_schema();
+    Err(UserError::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("permission denied for schema {schema}"),
+    )
+    .detail("The types and operators of pgvector are in it.")
+    .hint(format!(
+        "Ask an administrator: GRANT USAGE ON SCHEMA {schema} TO …;"
+    )))
 }
 
 /// The type of the embedding column.
