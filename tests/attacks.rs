@@ -90,7 +90,7 @@ fn nothing_of_a_neighbour_is_shown_by_any_view_or_function() {
         "SELECT * FROM ingest.theirs_chunks",
         "SELECT ingest.pipeline_problem('also theirs')",
         "SELECT ingest.alter_pipeline('also theirs', base_url => 'https://evil.example/v1')",
-        "SELECT ingest.create_pipeline('mine', model => 'openai/text-embedding-3-small', limits => 'limit of theirs')",
+        "SELECT ingest.create_pipeline('mine', model => 'openai/text-embedding-3-small', api_key => 'vault:x', limits => 'limit of theirs')",
         "SELECT ingest.set_limit('limit of theirs', rpm => 1)",
         "SELECT ingest.drop_limit('limit of theirs')",
         "SELECT ingest.create_pipeline('mine', target => 'ingest.theirs_chunks')",
@@ -107,7 +107,7 @@ fn nothing_of_a_neighbour_is_shown_by_any_view_or_function() {
     }
     for sql in [
         "SELECT ingest.drop_limit('none')",
-        "SELECT ingest.create_pipeline('x', model => 'openai/text-embedding-3-small', limits => 'none')",
+        "SELECT ingest.create_pipeline('x', model => 'openai/text-embedding-3-small', api_key => 'vault:x', limits => 'none')",
         "SELECT ingest.pause('none')",
     ] {
         let error = refused(&mut client, sql);
