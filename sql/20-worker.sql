@@ -42,7 +42,7 @@ COMMENT ON FUNCTION ingest.worker_is_archiving() IS 'True in the worker while it
 
 REVOKE ALL ON FUNCTION ingest.delete_chunks(int, text[]), ingest.replace_metadata(int, text[], jsonb[]) FROM PUBLIC;
 
-CREATE VIEW ingest.workers AS
+CREATE VIEW ingest.workers WITH (security_barrier) AS
 SELECT w.pid, w.database, w.state, v.name AS pipeline, w.in_flight_requests, w.in_flight_documents, w.started_at, w.last_error
 FROM ingest.worker_states() AS w
 LEFT JOIN ingest.visible_pipelines AS v ON v.pipeline_id = w.pipeline_id AND w.database = current_database();

@@ -170,6 +170,18 @@ fn a_role_sees_its_own_pipelines_only() {
 }
 
 #[test]
+fn what_everybody_may_read_is_guarded() {
+    let db = Database::new();
+    let open = "FROM pg_class c, aclexplode(c.relacl) a WHERE c.relnamespace = 'ingest'::regnamespace AND a.grantee = 0";
+    assert!(db.one::<i64>(&format!("SELECT count(DISTINCT c.oid) {open}")) >= 6);
+    let unguarded = db.all::<String>(&format!(
+        "SELECT DISTINCT c.relname::text {open} AND NOT (c.relkind = 'r' AND c.relrowsecurity
+             OR c.relkind = 'v' AND coalesce(c.reloptions, '{{}}') @> '{{security_barrier=true}}')"
+    ));
+    assert_eq!(unguarded, Vec::<String>::new());
+}
+
+#[test]
 fn a_document_for_somebody_else_is_refused_in_plain_words() {
     let db = Database::new();
     let mut two = Neighbours::new(&db);
