@@ -98,6 +98,8 @@ install_all() {
   place "$root_dir/pg_ingest.control" "$extdir/pg_ingest.control"
   place "$sql" "$extdir/pg_ingest--$version.sql"
   rm -f "$sql"
+  # For whoever has supautils: docs/supabase.md.
+  place "$root_dir/supabase/after-create.sql" "$(dirname "$modeldir")/after-create.sql"
   for step in "$root_dir"/sql/upgrade/*--*.sql; do
     if [[ -e $step ]]; then place "$step" "$extdir/pg_ingest--$(basename "$step")"; fi
   done
@@ -113,7 +115,7 @@ remove_all() {
   say "removing pg_ingest from Postgres $(pg_major "$PG_CONFIG") ($PG_CONFIG)"
   "${run[@]}" rm -f "$libdir/pg_ingest.so" "$libdir/pg_ingest_injection.so" "$extdir/pg_ingest.control" \
     "$extdir"/pg_ingest--*.sql "$extdir"/pg_ingest--*.control
-  "${run[@]}" rm -rf "$modeldir/all-MiniLM-L6-v2"
+  "${run[@]}" rm -rf "$modeldir/all-MiniLM-L6-v2" "$(dirname "$modeldir")/after-create.sql"
   "${run[@]}" rmdir --ignore-fail-on-non-empty -p "$modeldir" 2>/dev/null || true
 }
 

@@ -42,12 +42,13 @@ COMMENT ON FUNCTION ingest.worker_is_archiving() IS 'True in the worker while it
 
 REVOKE ALL ON FUNCTION ingest.delete_chunks(int, text[]), ingest.replace_metadata(int, text[], jsonb[]) FROM PUBLIC;
 
-CREATE VIEW ingest.workers AS
-SELECT w.pid, w.database, w.state, p.name AS pipeline, w.in_flight_requests, w.in_flight_documents, w.started_at, w.last_error
+CREATE VIEW ingest.workers WITH (security_barrier) AS
+SELECT w.pid, w.database, w.state, v.name AS pipeline, w.in_flight_requests, w.in_flight_documents, w.started_at, w.last_error
 FROM ingest.worker_states() AS w
-LEFT JOIN ingest.pipeline AS p ON p.pipeline_id = w.pipeline_id AND w.database = current_database();
+LEFT JOIN ingest.visible_pipelines AS v ON v.pipeline_id = w.pipeline_id AND w.database = current_database();
 COMMENT ON VIEW ingest.workers IS 'The worker processes of this server, live from shared memory';
 COMMENT ON COLUMN ingest.workers.state IS 'starting, idle, running, or building_index';
-COMMENT ON COLUMN ingest.workers.pipeline IS 'the pipeline whose documents it took last, when it is one of this database';
+COMMENT ON COLUMN ingest.workers.pipeline IS 'the pipeline whose documents it took last, when it is one of this database that you see';
 COMMENT ON COLUMN ingest.workers.in_flight_requests IS 'embedding requests being answered';
 COMMENT ON COLUMN ingest.workers.in_flight_documents IS 'documents claimed and not yet written';
+COMMENT ON COLUMN ingest.workers.last_error IS 'what went wrong in this process last; for superusers, roles with BYPASSRLS and members of pg_read_all_stats';

@@ -6,8 +6,8 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION 'pipeline % does not exist', quote_literal(name)
         USING ERRCODE = 'undefined_object',
-              HINT = coalesce('Pipelines here: ' || (SELECT string_agg(quote_literal(p.name), ', ' ORDER BY p.name) FROM ingest.pipeline p)
-                              || '. ', '') || format('Create it: SELECT ingest.create_pipeline(%L);', name);
+              HINT = coalesce('Pipelines here: ' || ingest.pipeline_list() || '. ', '')
+                              || format('Create it: SELECT ingest.create_pipeline(%L);', name);
 END $$;
 COMMENT ON FUNCTION ingest.unknown_pipeline(text) IS 'Raises the error for a pipeline that does not exist';
 

@@ -20,7 +20,15 @@ CREATE FUNCTION ingest.limit_presets() RETURNS TABLE (name text, rpm bigint, tpm
 LANGUAGE c STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'limit_presets_wrapper';
 COMMENT ON FUNCTION ingest.limit_presets() IS 'Limits that are known by name: create_pipeline(limits => ''openai-tier-3'') defines one at its first use';
 
-CREATE VIEW ingest.limits AS
+CREATE VIEW ingest.visible_limits WITH (security_barrier) AS
+SELECT l.name
+FROM ingest.limit_definition AS l
+WHERE pg_has_role(l.owner::oid, 'USAGE') OR NOT row_security_active('ingest.documents'::regclass)
+   OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = l.owner::oid AND r.rolsuper)
+   OR EXISTS (SELECT FROM ingest.pipeline p JOIN ingest.visible_pipelines v USING (pipeline_id) WHERE p.limits = l.name);
+COMMENT ON VIEW ingest.visible_limits IS 'The limits that the current role owns, uses or, because a superuser has set them, may use';
+
+CREATE VIEW ingest.limits WITH (security_barrier) AS
 SELECT l.name, l.rpm, l.tpm, l.rpd, l.tpd, l.utilization,
        coalesce(b.requests_last_minute, 0) AS requests_last_minute, coalesce(b.tokens_last_minute, 0) AS tokens_last_minute,
        coalesce(b.requests_today, d.requests, 0) AS requests_today, coalesce(b.tokens_today, d.tokens, 0) AS tokens_today,
@@ -29,8 +37,9 @@ FROM ingest.limit_definition l
 LEFT JOIN ingest.budget_states() b USING (name)
 LEFT JOIN LATERAL (SELECT sum(w.requests)::bigint AS requests, sum(w.tokens)::bigint AS tokens FROM ingest.limit_day w
                    WHERE w.name = l.name AND w.day = (clock_timestamp() AT TIME ZONE 'UTC')::date) d ON true
+WHERE EXISTS (SELECT FROM ingest.visible_limits v WHERE v.name = l.name)
 ORDER BY l.name;
-COMMENT ON VIEW ingest.limits IS 'Budgets and what is used of them, live from shared memory, by all databases that name them';
+COMMENT ON VIEW ingest.limits IS 'Budgets that you own, use or may use, and what is used of them, live from shared memory, by all databases that name them';
 COMMENT ON COLUMN ingest.limits.utilization IS 'the share of each figure that is used at most';
 COMMENT ON COLUMN ingest.limits.requests_last_minute IS 'requests sent in the last 60 seconds';
 COMMENT ON COLUMN ingest.limits.tokens_last_minute IS 'tokens sent in the last 60 seconds';

@@ -62,11 +62,16 @@ CREATE FUNCTION ingest.resume(pipeline text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'resume_wrapper';
 COMMENT ON FUNCTION ingest.resume(text) IS 'Goes on after pause(), tries a blocked pipeline again at once, and ends a cool-down';
 
-CREATE VIEW ingest.pipelines AS
-SELECT p.name, p.owner, p.model, p.dimensions, p.base_url, p.api_key, p.target, p.layout, p.chunk_tokens, p.chunk_overlap,
-       p.splitter, p.limits, p.concurrency, p.batch_size, p.max_attempts, p.index, p.on_success, p.request, p.paused, p.created_at
-FROM ingest.pipeline AS p;
-COMMENT ON VIEW ingest.pipelines IS 'The definitions. api_key is a reference to a key, never a key';
+CREATE VIEW ingest.pipelines WITH (security_barrier) AS
+SELECT p.name, p.owner, p.model, p.dimensions,
+       CASE WHEN o.owned THEN p.base_url END AS base_url, CASE WHEN o.owned THEN p.api_key END AS api_key, p.target, p.layout, p.chunk_tokens, p.chunk_overlap,
+       p.splitter, p.limits, p.concurrency, p.batch_size, p.max_attempts, p.index, p.on_success,
+       CASE WHEN o.owned THEN p.request END AS request, p.paused, p.created_at,
+       ARRAY(SELECT g.grantee FROM ingest.pipeline_grant g WHERE g.pipeline_id = p.pipeline_id ORDER BY g.grantee::oid) AS granted_to
+FROM ingest.pipeline AS p
+JOIN ingest.visible_pipelines AS v USING (pipeline_id)
+CROSS JOIN LATERAL (SELECT pg_has_role(p.owner::oid, 'USAGE') AS owned) AS o;
+COMMENT ON VIEW ingest.pipelines IS 'The definitions of the pipelines that you own or were granted. api_key is a reference to a key, never a key; it, base_url and request are the owner''s to see';
 COMMENT ON COLUMN ingest.pipelines.target IS 'the table that holds the chunks and their vectors';
 COMMENT ON COLUMN ingest.pipelines.chunk_tokens IS 'longest chunk, in tokens of the model';
 COMMENT ON COLUMN ingest.pipelines.chunk_overlap IS 'tokens that neighbouring chunks share at most';
@@ -74,6 +79,7 @@ COMMENT ON COLUMN ingest.pipelines.limits IS 'the limit whose budget it uses: se
 COMMENT ON COLUMN ingest.pipelines.concurrency IS 'requests in flight at most, over all worker processes';
 COMMENT ON COLUMN ingest.pipelines.batch_size IS 'inputs of a request at most; null for what the model takes';
 COMMENT ON COLUMN ingest.pipelines.request IS 'extra headers and fields of its requests';
+COMMENT ON COLUMN ingest.pipelines.granted_to IS 'roles that grant_pipeline() let in';
 COMMENT ON COLUMN ingest.pipelines.max_attempts IS 'how often a document is tried before it is a failure';
 
 CREATE FUNCTION ingest.progress_bar(fraction float8, width int = 10) RETURNS text
@@ -94,12 +100,12 @@ SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmap
 $$;
 COMMENT ON FUNCTION ingest.claimed_documents() IS 'Documents that workers hold, by pipeline';
 
-CREATE VIEW ingest.progress AS
+CREATE VIEW ingest.progress WITH (security_barrier) AS
 WITH counted AS (
     SELECT p.*, t.documents + t.archived AS total, t.queued, t.queued_bytes, t.failed AS settled_failed, t.chunks, t.tokens,
            t.reused_tokens,
            coalesce(c.claimed, 0) AS claimed
-    FROM ingest.pipeline p JOIN ingest.totals t USING (pipeline_id) LEFT JOIN ingest.claimed_documents() c USING (pipeline_id)
+    FROM ingest.pipeline p JOIN ingest.visible_pipelines v USING (pipeline_id) JOIN ingest.totals t USING (pipeline_id) LEFT JOIN ingest.claimed_documents() c USING (pipeline_id)
 ), named AS (
     SELECT c.*, c.total - c.queued - c.settled_failed AS done,
            CASE WHEN c.queued > 0 AND NOT c.paused THEN ingest.worker_problem() END AS problem,

@@ -54,15 +54,14 @@ END $$;
 COMMENT ON FUNCTION ingest.retry_failures(int[], text, text) IS 'What retry() does, on the pipelines that the user owns';
 REVOKE ALL ON FUNCTION ingest.retry_failures(int[], text, text) FROM PUBLIC;
 
-CREATE FUNCTION ingest.pending_documents(pipeline text) RETURNS bigint
+CREATE FUNCTION ingest.pending_documents(pipelines int[]) RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(sum(t.queued), 0)::bigint FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
-    WHERE pending_documents.pipeline IS NULL OR p.name = pending_documents.pipeline
+    SELECT coalesce(sum(t.queued), 0)::bigint FROM ingest.totals t WHERE t.pipeline_id = ANY (pending_documents.pipelines)
 $$;
-COMMENT ON FUNCTION ingest.pending_documents(text) IS 'Documents waiting or in flight, in one pipeline or in all';
+COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines';
 
 CREATE FUNCTION ingest.stuck_pipelines(pipeline text) RETURNS text
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT string_agg(format('%s is %s', p.pipeline, p.state), '; ')
     FROM ingest.progress p
     WHERE (p.state IN ('paused', 'blocked') AND p.pending > 0 OR p.state = 'blocked' AND p.in_flight > 0)
@@ -79,7 +78,7 @@ DECLARE
     stuck text;
 BEGIN
     IF pipeline IS NOT NULL THEN
-        PERFORM ingest.target_of(pipeline);
+        PERFORM ingest.require_pipeline(pipeline);
     END IF;
     IF ingest.has_old_snapshot() THEN
         RAISE EXCEPTION 'ingest.wait() needs isolation level READ COMMITTED'
@@ -87,7 +86,8 @@ BEGIN
                   DETAIL = format('A %s transaction never sees what the worker commits meanwhile.', current_setting('transaction_isolation'));
     END IF;
     LOOP
-        IF ingest.pending_documents(pipeline) = 0 THEN
+        IF ingest.pending_documents(ARRAY(SELECT v.pipeline_id FROM ingest.visible_pipelines v
+                                          WHERE wait.pipeline IS NULL OR v.name = wait.pipeline)) = 0 THEN
             RETURN true;
         END IF;
         IF clock_timestamp() >= deadline THEN
@@ -105,7 +105,7 @@ BEGIN
         nap := least(nap * 1.5, 0.2);
     END LOOP;
 END $$;
-COMMENT ON FUNCTION ingest.wait(text, interval) IS 'Returns true when nothing is pending, false at the timeout. Not in the transaction that inserted the documents: they are embedded after it commits';
+COMMENT ON FUNCTION ingest.wait(text, interval) IS 'Returns true when nothing is pending in the pipelines that you own or were granted, false at the timeout. Not in the transaction that inserted the documents: they are embedded after it commits';
 
 CREATE FUNCTION ingest.load_files(directory text, pattern text = '**/*', pipeline text = 'default') RETURNS bigint
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'load_files_wrapper';

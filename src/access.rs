@@ -9,6 +9,7 @@ use embedder::remote::Endpoint;
 use embedder::{AllowedHosts, EmbedError, ErrorClass, Secret};
 use pgrx::prelude::*;
 
+use crate::errors::OrRaise;
 use crate::owner::ActingAs;
 use crate::{reading, settings};
 
@@ -67,6 +68,32 @@ pub fn check(
              {host} is in pg_ingest.allowed_hosts; vault:NAME works for who can read the secret."
         ),
     })
+}
+
+/// Whether row security does not apply to the current user: it sees the documents of every pipeline.
+pub fn sees_everything() -> bool {
+    // SAFETY: catalog look-ups inside a transaction. A superuser has the privilege.
+    unsafe { pg_sys::has_bypassrls_privilege(pg_sys::GetUserId()) }
+}
+
+/// The pipelines that the current user owns or was granted, all when row security does not apply to it.
+pub fn visible_pipelines() -> Vec<i32> {
+    reading::one(
+        "SELECT coalesce(pg_catalog.array_agg(pipeline_id), '{}') FROM ingest.visible_pipelines",
+        &[],
+    )
+    .or_raise()
+    .unwrap_or_default()
+}
+
+/// The name of a role, for messages.
+pub fn role_name(role: pg_sys::Oid) -> String {
+    reading::one(
+        "SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))",
+        &[role.into()],
+    )
+    .or_raise()
+    .unwrap_or_default()
 }
 
 fn may_read_files(role: pg_sys::Oid) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! The way through: [`settings`] are the GUCs; [`shmem`] is what all processes of the server see, and [`budgets`] what
 //! they may spend together; [`access`] says who may send what where; [`wake`] tells the
-//! worker that a commit added work, and keeps out of the way of DROP DATABASE; [`api`] holds the SQL functions, a file
+//! worker that a commit added work, and keeps out of the way of DROP DATABASE; [`copying`] lets COPY and row security
+//! live together; [`api`] holds the SQL functions, a file
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
 //! [`reading`] keeps what only reads from writing, [`layout`] is what a target looks like, [`journal`] is what a worker notes for the one after it, and [`errors`]
@@ -11,6 +12,7 @@
 mod access;
 mod api;
 mod budgets;
+mod copying;
 mod errors;
 mod journal;
 mod layout;

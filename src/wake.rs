@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
+use crate::copying::Diverted;
 use crate::shmem;
 
 /// A worker that has not left by then is inside a long statement, such as building an index: it is cancelled.
@@ -185,6 +186,9 @@ unsafe extern "C-unwind" fn process_utility(
             ),
         )
     };
+    // SAFETY: as above.
+    let diverted = unsafe { Diverted::new(statement) };
+    let statement = diverted.as_ref().map_or(statement, Diverted::statement);
     // An error unwinds through this frame, and `vacated` is dropped on its way.
     // SAFETY: the arguments are handed on as they came.
     unsafe {
@@ -214,6 +218,9 @@ unsafe extern "C-unwind" fn process_utility(
         }
     }
     drop(vacated);
+    if let Some(diverted) = diverted {
+        diverted.finish();
+    }
     if wakes {
         at_commit();
     }
@@ -267,7 +274,7 @@ unsafe fn drops_extension(node: *mut pg_sys::Node) -> bool {
 }
 
 /// The text of a name in a parse tree.
-unsafe fn name_of<'a>(node: *mut pg_sys::Node) -> &'a CStr {
+pub unsafe fn name_of<'a>(node: *mut pg_sys::Node) -> &'a CStr {
     // SAFETY: the node is a string, as the grammar makes names.
     unsafe {
         #[cfg(feature = "pg14")]

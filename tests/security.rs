@@ -154,7 +154,6 @@ fn a_pipeline_obeys_its_owner_only() {
         "SELECT ingest.alter_pipeline('default', chunk_tokens => 20)",
         "SELECT ingest.drop_pipeline('default')",
         "SELECT ingest.create_pipeline('p', target => 'ingest.default_chunks')",
-        "SELECT ingest.create_pipeline('p')",
         "UPDATE ingest.pipeline SET owner = 'postgres'",
         "INSERT INTO ingest.queue (document_id, pipeline_id, bytes) VALUES (1, 1, 1)",
         "SELECT * FROM ingest.delete_chunks(1, NULL)",

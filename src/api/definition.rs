@@ -164,7 +164,18 @@ impl Definition {
         table_name(self.target).map(|(schema, table)| quote_qualified_identifier(schema, table))
     }
 
-    /// Raises `42501` unless the current user owns it or may read its target: a query of theirs is paid by the owner.
+    /// Raises `42501` unless the current user sees it: owns it, was granted it, or is not subject to row security.
+    pub fn require_access(&self) {
+        if !(self.is_owned() || access::sees_everything()) {
+            reading::one::<bool>(
+                "SELECT ingest.require_pipeline($1) IS NULL",
+                &[self.name.as_str().into()],
+            )
+            .or_raise();
+        }
+    }
+
+    /// Raises `42501` unless the current user sees it or may read its target: a query of theirs is paid by the owner.
     pub fn require_use(&self) {
         // SAFETY: catalog look-ups inside a transaction; a table that was dropped is nobody's to read.
         let readable = unsafe {
@@ -174,7 +185,8 @@ impl Definition {
                 pg_sys::ACL_SELECT as pg_sys::AclMode,
             ) == pg_sys::AclResult::ACLCHECK_OK
         };
-        if !(readable || self.is_owned()) {
+        let seen = || access::visible_pipelines().contains(&self.pipeline_id);
+        if !(readable || self.is_owned() || seen()) {
             UserError::new(
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("permission denied for pipeline {:?}", self.name),

@@ -70,7 +70,7 @@ fn load_files(directory: &str, pattern: &str, pipeline: &str) -> i64 {
     refuse_if_read_only(c"ingest.load_files()");
     require_server_file_access();
     let definition = Definition::named(pipeline);
-    definition.require_ownership();
+    definition.require_access();
     let pipeline = definition.name;
     if !Path::new(directory).is_absolute() {
         UserError::new(

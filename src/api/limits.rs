@@ -9,8 +9,8 @@ use crate::api::MAX_NAME;
 use crate::budgets::{self, Seen};
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
-use crate::reading::refuse_if_read_only;
-use crate::wake;
+use crate::reading::{self, refuse_if_read_only};
+use crate::{access, wake};
 
 /// A limit's figures as SQL gives them.
 struct Figures {
@@ -277,13 +277,23 @@ pub fn defined(name: &str) -> Option<Budget> {
     .or_raise()
 }
 
+/// The limits that the current user owns, uses or may use, for a message.
 fn known_limits() -> String {
-    let _acting = ActingAs::extension_owner();
     let names: Option<String> = Spi::get_one(
-        "SELECT string_agg(quote_literal(name), ', ' ORDER BY name) FROM ingest.limit_definition",
+        "SELECT string_agg(quote_literal(name), ', ' ORDER BY name) FROM ingest.visible_limits",
     )
     .or_raise();
     names.unwrap_or_else(|| "none".into())
+}
+
+/// The same as a list.
+fn visible_limits() -> Vec<String> {
+    reading::one(
+        "SELECT coalesce(pg_catalog.array_agg(name), '{}') FROM ingest.visible_limits",
+        &[],
+    )
+    .or_raise()
+    .unwrap_or_default()
 }
 
 fn check_name(name: &str) -> Result<(), UserError> {
@@ -412,7 +422,16 @@ fn budget_states() -> TableIterator<
     // SAFETY: a plain global, set when the backend connected.
     let database = unsafe { pg_sys::MyDatabaseId };
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    TableIterator::new(budgets::seen_from(database).into_iter().map(move |seen| {
+    let mut visible = budgets::seen_from(database);
+    if !access::sees_everything() {
+        let pipelines = access::visible_pipelines();
+        let names = visible_limits();
+        visible.retain(|seen| match &seen.name {
+            Some(name) => names.contains(name),
+            None => seen.pipeline.is_some_and(|id| pipelines.contains(&id)),
+        });
+    }
+    TableIterator::new(visible.into_iter().map(move |seen| {
         let cooling_down = cooling_down(&seen);
         let now = seen.now;
         (

@@ -4,8 +4,10 @@ mod definition;
 pub mod documents;
 mod estimate;
 mod files;
+mod grants;
 #[cfg(feature = "injection")]
 pub mod injection;
+mod lent;
 mod limits;
 mod models;
 mod pipelines;

@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 use pgrx::spi::quote_qualified_identifier;
 
 use crate::api::MAX_NAME;
-use crate::api::definition::{Definition, owned_pipelines, parse_model};
+use crate::api::definition::{Definition, parse_model};
 use crate::api::limits::use_limit;
 use crate::api::models::{Connection, Described};
 use crate::api::targets::{create_index, create_or_check_target, drop_indexes, target_for};
@@ -15,7 +15,7 @@ use crate::errors::{OrRaise, UserError};
 use crate::layout::Layout;
 use crate::owner::ActingAs;
 use crate::reading::refuse_if_read_only;
-use crate::{budgets, wake};
+use crate::{access, budgets, wake};
 
 /// One in so many tokens of a chunk is shared with its neighbour by default.
 const DEFAULT_OVERLAP_SHARE: i32 = 10;
@@ -436,18 +436,18 @@ fn resume(pipeline: &str) {
 #[pg_extern(sql = false)]
 fn retry(pipeline: Option<&str>, key: Option<&str>, error_class: Option<&str>) -> i64 {
     refuse_if_read_only(c"ingest.retry()");
-    let owned: Vec<i32> = match pipeline {
+    let seen: Vec<i32> = match pipeline {
         Some(name) => {
             let definition = Definition::named(name);
-            definition.require_ownership();
+            definition.require_access();
             vec![definition.pipeline_id]
         }
-        None => owned_pipelines(),
+        None => access::visible_pipelines(),
     };
     let _acting = ActingAs::extension_owner();
     Spi::get_one_with_args(
         "SELECT ingest.retry_failures($1, $2, $3)",
-        &[owned.into(), key.into(), error_class.into()],
+        &[seen.into(), key.into(), error_class.into()],
     )
     .or_raise()
     .unwrap_or(0)

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 
-use crate::{settings, shmem};
+use crate::{access, settings, shmem};
 
 const PRELOAD: &str = "pg_ingest is not preloaded: add pg_ingest to shared_preload_libraries in postgresql.conf and restart the server";
 
@@ -40,6 +40,7 @@ fn worker_states() -> TableIterator<
     };
     // SAFETY: a plain global, set when the backend connected.
     let here = unsafe { pg_sys::MyDatabaseId };
+    let tells_errors = may_read_errors();
     let rows: Vec<WorkerRow> = shared
         .workers
         .iter()
@@ -55,13 +56,22 @@ fn worker_states() -> TableIterator<
                 slot.requests.load(Ordering::Relaxed),
                 slot.documents.load(Ordering::Relaxed),
                 TimestampWithTimeZone::try_from(slot.started_at.load(Ordering::Relaxed)).ok(),
-                // What went wrong in another database is not this one's to read.
-                shmem::last_error(index)
-                    .filter(|_| slot.database.load(Ordering::Relaxed) == here.to_u32()),
+                // What went wrong in another database is not this one's to read, and it may tell of anybody's documents.
+                shmem::last_error(index).filter(|_| {
+                    tells_errors && slot.database.load(Ordering::Relaxed) == here.to_u32()
+                }),
             )
         })
         .collect();
     TableIterator::new(rows)
+}
+
+fn may_read_errors() -> bool {
+    // SAFETY: catalog look-ups inside a transaction.
+    access::sees_everything()
+        || unsafe {
+            pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::ROLE_PG_READ_ALL_STATS.into())
+        }
 }
 
 fn database_name(database: pg_sys::Oid) -> Option<String> {
@@ -88,9 +98,13 @@ fn rates() -> TableIterator<
 > {
     // SAFETY: a plain global, set when the backend connected.
     let database = unsafe { pg_sys::MyDatabaseId };
-    let rows = shmem::get()
+    let mut rows = shmem::get()
         .map(|shared| shared.rates(database, shmem::unix_now()))
         .unwrap_or_default();
+    if !access::sees_everything() {
+        let visible = access::visible_pipelines();
+        rows.retain(|(pipeline, ..)| visible.contains(pipeline));
+    }
     TableIterator::new(rows)
 }
 

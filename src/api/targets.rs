@@ -4,7 +4,7 @@
 use pgrx::prelude::*;
 use pgrx::spi::quote_qualified_identifier;
 
-use crate::api::MAX_NAME;
+use crate::api::{MAX_NAME, lent};
 use crate::errors::{OrRaise, UserError};
 use crate::layout::Layout;
 use crate::owner::ActingAs;
@@ -67,6 +67,7 @@ pub fn create_or_check_target(
     dimensions: i32,
 ) -> Result<pg_sys::Oid, UserError> {
     layout.check_dimensions(dimensions)?;
+    require_vectors()?;
     let quoted = quote_qualified_identifier(schema, table);
     if let Some(existing) = find_table(&quoted) {
         check_target(existing, &quoted, layout, dimensions)?;
@@ -81,12 +82,14 @@ pub fn create_or_check_target(
         vector_schema(),
         layout.vector_type(dimensions)
     );
+    let making = lent::Making::new(schema, table);
     for statement in layout.create_table(&quoted, &vector) {
         Spi::run(&statement).or_raise();
     }
     if let Some((_, create)) = layout.key_index(&quoted) {
         Spi::run(&create).or_raise();
     }
+    making.finish(&quoted);
     find_table(&quoted).ok_or_else(|| {
         UserError::new(
             PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
@@ -154,6 +157,26 @@ fn create_key_index(table: pg_sys::Oid, quoted: &str, layout: Layout) {
     }
 }
 
+/// Whether the current user may use pgvector's types and operators, as the worker and search() will do as it.
+fn require_vectors() -> Result<(), UserError> {
+    let allowed = Spi::get_one::<bool>(
+        "SELECT has_schema_privilege(e.extnamespace, 'USAGE') FROM pg_extension e WHERE e.extname = 'vector'",
+    )
+    .or_raise();
+    if allowed == Some(true) {
+        return Ok(());
+    }
+    let schema = vector_schema();
+    Err(UserError::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("permission denied for schema {schema}"),
+    )
+    .detail("The types and operators of pgvector are in it.")
+    .hint(format!(
+        "Ask an administrator: GRANT USAGE ON SCHEMA {schema} TO …;"
+    )))
+}
+
 /// An existing table serves when it has the columns of the layout, asks for no others, and no other pipeline writes it.
 fn check_target(
     table: pg_sys::Oid,
@@ -201,19 +224,7 @@ fn check_target(
         .detail(problem)
         .hint(wanted));
     }
-    let allowed = Spi::get_one_with_args::<bool>(
-        "SELECT has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'INSERT') AND has_table_privilege($1, 'DELETE')
-                AND has_table_privilege($1, 'UPDATE')",
-        &[table.into()],
-    )
-    .or_raise();
-    if allowed != Some(true) {
-        return Err(UserError::new(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            format!("permission denied for table {quoted}"),
-        )
-        .detail("The owner of a pipeline needs SELECT, INSERT, UPDATE and DELETE on its target."));
-    }
+    require_target_rights(table, quoted)?;
     let _acting = ActingAs::extension_owner();
     let taken: Option<String> = Spi::get_one_with_args(
         "SELECT (SELECT name FROM ingest.pipeline WHERE target = $1::regclass)",
@@ -230,6 +241,24 @@ fn check_target(
         )),
         None => Ok(()),
     }
+}
+
+/// Whether the current user may do with a table what the worker will do as it.
+pub fn require_target_rights(table: pg_sys::Oid, quoted: &str) -> Result<(), UserError> {
+    let allowed = Spi::get_one_with_args::<bool>(
+        "SELECT has_table_privilege($1, 'SELECT') AND has_table_privilege($1, 'INSERT') AND has_table_privilege($1, 'DELETE')
+                AND has_table_privilege($1, 'UPDATE')",
+        &[table.into()],
+    )
+    .or_raise();
+    if allowed == Some(true) {
+        return Ok(());
+    }
+    Err(UserError::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("permission denied for table {quoted}"),
+    )
+    .detail("The owner of a pipeline needs SELECT, INSERT, UPDATE and DELETE on its target."))
 }
 
 /// The HNSW indexes on a table's embeddings, quoted for SQL.
@@ -263,6 +292,7 @@ pub fn create_index(table: pg_sys::Oid, layout: Layout) {
     )
     .or_raise()
     .unwrap_or_default();
+    let _acting = lent::index_rights(table, &schema, &name);
     Spi::run(&format!(
         "CREATE INDEX {} ON {} USING hnsw ({column} {}.{}_cosine_ops)",
         layout.vector_index_name(),

@@ -104,6 +104,7 @@ fn split(
 > {
     refuse_huge(input);
     let definition = Definition::named(pipeline);
+    definition.require_use();
     let (tokenizer, _) = pipeline_tokenizer(&definition).or_raise();
     let options: SplitOptions = definition.split_options();
     let chunks = chunker::split(input, &options, &tokenizer)
@@ -145,5 +146,7 @@ pub fn cost_of(model: &str, tokens: i64) -> Option<AnyNumeric> {
 
 #[pg_extern(sql = false)]
 fn pipeline_problem(pipeline: &str) -> Option<String> {
-    Definition::named(pipeline).problem()
+    let definition = Definition::named(pipeline);
+    definition.require_access();
+    definition.problem()
 }

@@ -432,7 +432,10 @@ pub fn load(worker: i32) -> Definitions {
             let flag = |name: &str| Ok::<_, pgrx::spi::Error>(row[name].value::<bool>()?.unwrap_or_default());
             let dimensions = number("dimensions")?;
             let target = match (text("schema")?, text("relation")?) {
-                _ if !flag("owned")? => Err("the role that owns the pipeline was dropped".to_owned()),
+                _ if !flag("owned")? => Err(format!(
+                    "the role that owns the pipeline was dropped: SELECT ingest.set_owner({}, '…') gives it to another",
+                    pgrx::spi::quote_literal(text("name")?.unwrap_or_default())
+                )),
                 (Some(schema), Some(relation)) => Ok(quote_qualified_identifier(schema, relation)),
                 _ => Err("the target table was dropped".to_owned()),
             };

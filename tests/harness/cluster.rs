@@ -55,6 +55,8 @@ pub struct Cluster {
     home: PathBuf,
     programs: PathBuf,
     user: Option<User>,
+    /// The role that initdb makes.
+    superuser: &'static str,
     settings: Mutex<BTreeMap<String, String>>,
     /// The version of the extension that its databases get; `None` for the one that users get.
     version: Option<String>,
@@ -82,6 +84,18 @@ impl Cluster {
     /// When Postgres or the extension is not there, or the server does not start.
     pub fn start(settings: &[(&str, &str)]) -> Self {
         let cluster = Self::make(settings);
+        cluster.start_server();
+        cluster
+    }
+
+    /// Makes and starts one whose first superuser has this name.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_as(superuser: &'static str, settings: &[(&str, &str)]) -> Self {
+        let mut cluster = Self::reserve();
+        cluster.superuser = superuser;
+        cluster.make_data(settings);
         cluster.start_server();
         cluster
     }
@@ -118,7 +132,8 @@ impl Cluster {
 
     /// A hot standby of a running server, by streaming replication, started. It has the same settings, and these.
     pub fn standby_of(primary: &Self, settings: &[(&str, &str)]) -> Self {
-        let standby = Self::reserve();
+        let mut standby = Self::reserve();
+        standby.superuser = primary.superuser;
         primary.run(
             primary
                 .program("pg_basebackup")
@@ -167,6 +182,7 @@ impl Cluster {
             home,
             programs,
             user: server_user(),
+            superuser: "postgres",
             settings: Mutex::default(),
             version: None,
             watchdog: Mutex::default(),
@@ -179,7 +195,7 @@ impl Cluster {
     fn make_data(&self, settings: &[(&str, &str)]) {
         self.run(self.program("initdb").args([
             "--pgdata=data",
-            "--username=postgres",
+            &format!("--username={}", self.superuser),
             "--auth=trust",
             "--encoding=UTF8",
             "--locale=C",
@@ -317,7 +333,7 @@ impl Cluster {
         let mut config = Config::new();
         config
             .host_path(&self.home)
-            .user("postgres")
+            .user(self.superuser)
             .dbname(database)
             .connect_timeout(Duration::from_secs(20));
         config
@@ -342,7 +358,7 @@ impl Cluster {
             .current_dir(&self.home)
             .env("PGHOST", &self.home)
             .env("PGPORT", "5432")
-            .env("PGUSER", "postgres")
+            .env("PGUSER", self.superuser)
             .env("LC_ALL", "C")
             // With it, Rust's panics would carry backtraces into the details of errors.
             .env_remove("RUST_BACKTRACE");

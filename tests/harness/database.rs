@@ -11,6 +11,9 @@ use postgres::{Client, Config, NoTls, Row};
 use crate::cluster::{Cluster, shared_cluster};
 use crate::waiting::{SOON, wait_until};
 
+/// The database that every cluster has, and from which others are made and dropped.
+const MAINTENANCE: &str = "postgres";
+
 /// A database of a cluster, dropped with its content at the end of the test.
 pub struct Database<'c> {
     cluster: &'c Cluster,
@@ -142,7 +145,7 @@ impl<'c> Database<'c> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{number}");
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        let mut maintenance = cluster.client("postgres");
+        let mut maintenance = cluster.client(MAINTENANCE);
         for sql in [
             format!("CREATE DATABASE {name}"),
             format!("COMMENT ON DATABASE {name} IS {}", quoted(&test)),
@@ -386,9 +389,12 @@ impl Drop for Database<'_> {
         if std::thread::panicking() {
             eprintln!("{}", self.cluster.log_tail(&format!(" {}: ", self.name)));
         }
+        if self.name == MAINTENANCE {
+            return;
+        }
         let Ok(mut maintenance) = self
             .cluster
-            .config("postgres")
+            .config(MAINTENANCE)
             .connect_timeout(Duration::from_secs(5))
             .connect(NoTls)
         else {

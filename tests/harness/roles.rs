@@ -6,12 +6,35 @@ use crate::{Database, ServerError};
 pub fn role(db: &Database) -> (String, postgres::Client) {
     let name = format!("owner_{}", db.name());
     db.run(&format!(
-        "CREATE ROLE {name} LOGIN; CREATE SCHEMA app AUTHORIZATION {name}; GRANT USAGE ON SCHEMA ingest TO {name};
-         GRANT SELECT, INSERT, UPDATE, DELETE ON ingest.documents TO {name};
-         GRANT SELECT ON ingest.progress, ingest.pipelines, ingest.failures TO {name}"
+        "CREATE ROLE {name} LOGIN; CREATE SCHEMA app AUTHORIZATION {name}; GRANT USAGE ON SCHEMA ingest TO {name}"
     ));
     let client = db.connect_as(&name);
     (name, client)
+}
+
+/// Another role that may use the extension, with a connection as it. `word` tells it from others of this database.
+pub fn another(db: &Database, word: &str) -> (String, postgres::Client) {
+    let name = format!("{word}_{}", db.name());
+    db.run(&format!(
+        "CREATE ROLE {name} LOGIN; GRANT USAGE ON SCHEMA ingest TO {name}"
+    ));
+    let client = db.connect_as(&name);
+    (name, client)
+}
+
+/// The first column of every row that a query gives a role.
+///
+/// # Panics
+/// When it fails.
+#[track_caller]
+pub fn column<T: postgres::types::FromSqlOwned>(
+    client: &mut postgres::Client,
+    sql: &str,
+) -> Vec<T> {
+    match client.query(sql, &[]) {
+        Ok(rows) => rows.iter().map(|row| row.get(0)).collect(),
+        Err(error) => panic!("{sql}: {}", ServerError::from(error).text()),
+    }
 }
 
 /// Runs statements.

@@ -1,0 +1,55 @@
+-- GRANT USAGE ON SCHEMA ingest is all that an administrator says: the tables and views that are meant for users are everybody's
+-- who may enter the schema, and row security decides what each sees and changes.
+
+CREATE FUNCTION ingest.grant_pipeline(pipeline text, role regrole) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'grant_pipeline_wrapper';
+COMMENT ON FUNCTION ingest.grant_pipeline(text, regrole) IS 'Lets a role see, add, change and delete documents of a pipeline, see its progress and failures, and retry() them. For the pipeline''s owner';
+
+CREATE FUNCTION ingest.revoke_pipeline(pipeline text, role regrole) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'revoke_pipeline_wrapper';
+COMMENT ON FUNCTION ingest.revoke_pipeline(text, regrole) IS 'Takes back what grant_pipeline() gave';
+
+CREATE FUNCTION ingest.set_owner(pipeline text, owner regrole) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'set_owner_wrapper';
+COMMENT ON FUNCTION ingest.set_owner(text, regrole) IS 'Gives a pipeline to another role, and its target if the former owner owns that. For superusers, and for the owner where it is a member of the other role';
+
+-- The list of names is read once a statement, not once a row, and compared by an operator that an index and the planner know.
+ALTER TABLE ingest.documents ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own_pipelines ON ingest.documents
+    USING (pipeline = ANY ((SELECT ingest.visible_names())::text[]))
+    WITH CHECK (pipeline = ANY ((SELECT ingest.visible_names())::text[]) OR ingest.refuse_pipeline(pipeline));
+COMMENT ON POLICY own_pipelines ON ingest.documents IS 'Documents of pipelines that the role owns or was granted';
+
+ALTER TABLE ingest.failures ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own_pipelines ON ingest.failures FOR SELECT
+    USING (pipeline = ANY ((SELECT ingest.visible_names())::text[]));
+COMMENT ON POLICY own_pipelines ON ingest.failures IS 'Failures of pipelines that the role owns or was granted';
+
+-- Default privileges may have given other roles rights on all that was made above.
+DO $$
+DECLARE
+    given text;
+BEGIN
+    FOR given IN
+        WITH object (kind, name, acl, owner) AS (
+            SELECT 'SCHEMA', 'ingest', n.nspacl, n.nspowner FROM pg_namespace n WHERE n.nspname = 'ingest'
+            UNION ALL
+            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text, c.relacl, c.relowner
+            FROM pg_class c WHERE c.relnamespace = 'ingest'::regnamespace AND c.relkind IN ('r', 'v', 'S')
+            UNION ALL
+            SELECT 'FUNCTION', f.oid::regprocedure::text, f.proacl, f.proowner
+            FROM pg_proc f WHERE f.pronamespace = 'ingest'::regnamespace
+        )
+        -- What everybody may execute is said where the function is defined.
+        SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', o.kind, o.name,
+                               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
+        FROM object o, aclexplode(o.acl) a
+        WHERE a.grantee <> o.owner AND (a.grantee <> 0 OR o.kind <> 'FUNCTION')
+    LOOP
+        EXECUTE given;
+    END LOOP;
+END $$;
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON ingest.documents TO PUBLIC;
+GRANT SELECT ON ingest.failures, ingest.progress, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
+    ingest.visible_limits TO PUBLIC;
