@@ -110,7 +110,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     vectors text := ingest.vector_schema();
     parts text[] := parse_ident(function_name);
-    qualified text := format('%I.%I', parts[1], parts[2]);
+    qualified text;
     marker CONSTANT text := 'Made by pg_ingest: ';
     t record;
     table_name text;
@@ -128,6 +128,7 @@ BEGIN
         RAISE EXCEPTION 'function_name % has a name of more than 63 bytes', quote_literal(function_name)
             USING ERRCODE = 'name_too_long';
     END IF;
+    qualified := format('%I.%I', parts[1], parts[2]);
     SELECT * INTO t FROM ingest.searched(pipeline);
     SELECT format('%I.%I', n.nspname, r.relname) INTO table_name
     FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = t.target;

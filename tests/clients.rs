@@ -201,12 +201,12 @@ fn hybrid_search_fuses_words_and_vectors() {
         db.settle();
         // The words in another form, which no vector of this model is near to.
         let found =
-            db.all::<String>("SELECT key FROM ingest.hybrid_search('rotating keys', 3, 'docs')");
+            db.all::<String>("SELECT key FROM ingest.hybrid_search('rotating keys', 3, 'docs', semantic_weight => 0.5)");
         assert_eq!(found[0], "a.md", "{layout}");
         let columns = db.one::<bool>(
             "SELECT key = 'a.md' AND chunk_no = 0 AND content LIKE 'Rotate%' AND metadata ->> 'lang' = 'en'
                     AND similarity BETWEEN -1 AND 1 AND score > 0
-             FROM ingest.hybrid_search('rotating keys', 1, 'docs')",
+             FROM ingest.hybrid_search('rotating keys', 1, 'docs', semantic_weight => 0.5)",
         );
         assert!(columns, "{layout}");
         // The formula of the guide, of places that are found by other means.
@@ -236,7 +236,7 @@ fn hybrid_search_fuses_words_and_vectors() {
                      FROM everything, websearch_to_tsquery('english', {query}) q WHERE words @@ q
                      ORDER BY ts_rank_cd(words, q) DESC, id LIMIT 20
                  ), expected AS (
-                     SELECT coalesce(f / (k + m.place), 0) + coalesce(s / (k + n.place), 0) AS score
+                     SELECT coalesce(f::float8 / (k + m.place), 0) + coalesce(s::float8 / (k + n.place), 0) AS score
                      FROM w, near n FULL JOIN matching m USING (id) ORDER BY 1 DESC LIMIT 10
                  ), found AS (
                      SELECT score FROM w, ingest.hybrid_search({query}, 10, 'docs', NULL, w.f, w.s, w.k)
@@ -290,7 +290,7 @@ fn full_text_uses_an_index_in_the_language_of_the_pipeline() {
             "{layout}"
         );
         assert_eq!(
-            db.one::<String>("SELECT key FROM ingest.hybrid_search('rotating', 1, 'docs')"),
+            db.one::<String>("SELECT key FROM ingest.hybrid_search('rotating', 1, 'docs', semantic_weight => 0.5)"),
             "a.md"
         );
         db.run("SELECT ingest.alter_pipeline('docs', index => 'none')");

@@ -6,7 +6,7 @@ import warnings
 warnings.simplefilter("error", UserWarning)  # the vecs client warns of a query without an index
 
 HOME, DATABASE = sys.argv[1:3]
-URL = f"postgresql://postgres@/{DATABASE}?host={HOME}&port=5432"
+URL = f"postgresql+psycopg2://postgres@/{DATABASE}?host={HOME}&port=5432"
 
 
 def embed(text):
