@@ -3,6 +3,7 @@
 
 use fake_api::FakeApi;
 use harness::remote::{KEY, behaviour};
+use harness::roles::{gone, refused, role, run};
 use harness::*;
 
 /// Keys that a careless id or pattern would confuse.
@@ -343,4 +344,37 @@ fn a_target_that_lost_a_column_blocks_its_pipeline_and_fails_nothing() {
         db.settle();
         assert_eq!(chunks(&db, layout, table).len(), 1, "{layout}");
     }
+}
+
+#[test]
+fn an_owner_without_rights_in_the_database_is_told_what_is_missing() {
+    let db = database();
+    let (name, mut client) = role(&db);
+    let create = "SELECT ingest.create_pipeline('docs', layout => 'vecs')";
+    let error = refused(&mut client, create);
+    assert_eq!(error.code, "42501", "{error:?}");
+    assert!(error.text().contains("CREATE SCHEMA vecs"), "{error:?}");
+    db.run(&format!(
+        "CREATE SCHEMA vecs; GRANT USAGE, CREATE ON SCHEMA vecs TO {name}"
+    ));
+    run(&mut client, create);
+    run(
+        &mut client,
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('docs', 'a', 'One text.')",
+    );
+    db.settle();
+    run(
+        &mut client,
+        "UPDATE ingest.documents SET content = 'Another text.', metadata = '{\"lang\": \"en\"}'",
+    );
+    db.settle();
+    assert_eq!(
+        db.all::<String>("SELECT metadata ->> 'text' || (metadata ->> 'lang') FROM vecs.docs"),
+        ["Another text.en"]
+    );
+    assert_eq!(
+        db.one::<String>("SELECT tableowner::text FROM pg_tables WHERE schemaname = 'vecs'"),
+        name
+    );
+    gone(&db, &name);
 }
