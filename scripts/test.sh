@@ -48,6 +48,8 @@ with_server() {
 
 server_tests() { # [--features FEATURES]
   step "tests against a server"
+  PG_INGEST_CLIENTS=$("$scripts/clients.sh")
+  export PG_INGEST_CLIENTS
   with_server cargo test --release --no-fail-fast -p pg_ingest -p tests "${features[@]}" "$@"
 }
 

@@ -27,13 +27,15 @@ CREATE TABLE ingest.pipeline (
     blocked_until timestamptz,
     blocked_times int         NOT NULL DEFAULT 0,
     created_at    timestamptz NOT NULL DEFAULT now(),
-    reuses        boolean     NOT NULL DEFAULT true
+    reuses        boolean     NOT NULL DEFAULT true,
+    language      text        NOT NULL DEFAULT 'simple'
 );
 COMMENT ON TABLE ingest.pipeline IS 'Definitions behind the view ingest.pipelines; change them with ingest.alter_pipeline()';
 COMMENT ON COLUMN ingest.pipeline.trusted IS 'whether a superuser has set base_url, so that it may lead anywhere';
 COMMENT ON COLUMN ingest.pipeline.api_key IS 'a reference to a key (env:NAME, file:PATH, vault:NAME), never a key';
 COMMENT ON COLUMN ingest.pipeline.request IS 'extra headers and fields of this pipeline''s requests';
 COMMENT ON COLUMN ingest.pipeline.limits IS 'name of the limit whose budget it uses';
+COMMENT ON COLUMN ingest.pipeline.language IS 'name of a text search configuration, with its schema unless that is pg_catalog';
 COMMENT ON COLUMN ingest.pipeline.blocked_error IS 'why the worker takes no documents of this pipeline until somebody acts; null when it does';
 COMMENT ON COLUMN ingest.pipeline.blocked_until IS 'when the worker tries once more by itself';
 COMMENT ON COLUMN ingest.pipeline.reuses IS 'whether all that this pipeline has written into its target was made as it is defined now, so that a changed document keeps the vectors of chunks that did not change';

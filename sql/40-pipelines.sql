@@ -2,20 +2,20 @@ CREATE FUNCTION ingest.create_pipeline(
     name text = 'default', model text = 'local/all-MiniLM-L6-v2', dimensions int = NULL, base_url text = NULL,
     api_key text = NULL, target text = NULL, layout text = 'chunks', chunk_tokens int = NULL, chunk_overlap int = NULL,
     splitter text = 'text', limits text = NULL, concurrency int = 10, batch_size int = NULL, max_attempts int = 5,
-    index text = 'deferred', on_success text = 'keep', request jsonb = NULL)
+    index text = 'deferred', on_success text = 'keep', request jsonb = NULL, language text = 'simple')
 RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'create_pipeline_wrapper';
-COMMENT ON FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb)
+COMMENT ON FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb, text)
     IS 'Defines a pipeline and creates its target table (ingest.<name>_chunks unless target is given)';
 
 CREATE FUNCTION ingest.alter_pipeline(
     name text, model text = NULL, dimensions int = NULL, base_url text = NULL, api_key text = NULL, target text = NULL,
     layout text = NULL, chunk_tokens int = NULL, chunk_overlap int = NULL, splitter text = NULL, limits text = NULL,
     concurrency int = NULL, batch_size int = NULL, max_attempts int = NULL, index text = NULL, on_success text = NULL,
-    request jsonb = NULL)
+    request jsonb = NULL, language text = NULL)
 RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'alter_pipeline_wrapper';
-COMMENT ON FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb)
+COMMENT ON FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb, text)
     IS 'Changes what is given of a pipeline, at once. Another way of splitting queues its documents again';
 
 CREATE FUNCTION ingest.drop_pipeline(name text, drop_target boolean = false) RETURNS void
@@ -37,9 +37,9 @@ END $$;
 COMMENT ON FUNCTION ingest.pipeline_named(text) IS 'The definition of the pipeline with this name; an error when there is none';
 REVOKE ALL ON FUNCTION ingest.pipeline_named(text) FROM PUBLIC;
 
-CREATE FUNCTION ingest.target_of(pipeline text) RETURNS TABLE (target regclass, dimensions int, layout text)
+CREATE FUNCTION ingest.target_of(pipeline text) RETURNS TABLE (target regclass, dimensions int, layout text, language text)
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT p.target, p.dimensions, p.layout FROM ingest.pipeline_named(pipeline) AS p
+    SELECT p.target, p.dimensions, p.layout, p.language FROM ingest.pipeline_named(pipeline) AS p
 $$;
 COMMENT ON FUNCTION ingest.target_of(text) IS 'Where the pipeline of this name keeps its chunks; an error when there is none. Whoever may read the table may search it';
 
@@ -66,7 +66,7 @@ CREATE VIEW ingest.pipelines WITH (security_barrier) AS
 SELECT p.name, p.owner, p.model, p.dimensions,
        CASE WHEN o.owned THEN p.base_url END AS base_url, CASE WHEN o.owned THEN p.api_key END AS api_key, p.target, p.layout, p.chunk_tokens, p.chunk_overlap,
        p.splitter, p.limits, p.concurrency, p.batch_size, p.max_attempts, p.index, p.on_success,
-       CASE WHEN o.owned THEN p.request END AS request, p.paused, p.created_at,
+       CASE WHEN o.owned THEN p.request END AS request, p.paused, p.created_at, p.language,
        ARRAY(SELECT g.grantee FROM ingest.pipeline_grant g WHERE g.pipeline_id = p.pipeline_id ORDER BY g.grantee::oid) AS granted_to
 FROM ingest.pipeline AS p
 JOIN ingest.visible_pipelines AS v USING (pipeline_id)
@@ -80,6 +80,7 @@ COMMENT ON COLUMN ingest.pipelines.concurrency IS 'requests in flight at most, o
 COMMENT ON COLUMN ingest.pipelines.batch_size IS 'inputs of a request at most; null for what the model takes';
 COMMENT ON COLUMN ingest.pipelines.request IS 'extra headers and fields of its requests';
 COMMENT ON COLUMN ingest.pipelines.granted_to IS 'roles that grant_pipeline() let in';
+COMMENT ON COLUMN ingest.pipelines.language IS 'the text search configuration of hybrid_search() and its index';
 COMMENT ON COLUMN ingest.pipelines.max_attempts IS 'how often a document is tried before it is a failure';
 
 CREATE FUNCTION ingest.progress_bar(fraction float8, width int = 10) RETURNS text

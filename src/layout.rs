@@ -9,6 +9,7 @@
 //! All of it is for a `search_path` of `pg_catalog`, as every function of ours and the worker have it.
 
 use pgrx::prelude::*;
+use pgrx::spi::quote_literal;
 
 use crate::errors::{OrRaise, UserError};
 
@@ -278,6 +279,26 @@ impl Layout {
         }
     }
 
+    /// The tsvector of a chunk's text in this language, as `pg_get_expr()` tells it of an index on it.
+    pub fn text_search(self, language: &str) -> String {
+        let content = match self {
+            Self::Chunks => "content",
+            Self::Vecs => "(metadata ->> 'text'::text)",
+        };
+        format!(
+            "to_tsvector({}::regconfig, {content})",
+            quote_literal(language)
+        )
+    }
+
+    /// What the statement says for the name of the full-text index.
+    pub fn text_index_name(self) -> String {
+        match self {
+            Self::Chunks => String::new(),
+            Self::Vecs => format!("ix_text_{}", unique()),
+        }
+    }
+
     /// Counts the chunks in a table that we wrote, and their tokens.
     pub fn count(self, table: &str) -> String {
         let Columns {
@@ -391,6 +412,11 @@ fn vecs_metadata(chunk: &Columns, given: &str) -> String {
                  'relationships', jsonb_build_object('1', jsonb_build_object(
                      'class_name', 'RelatedNodeInfo', 'node_id', {key}, 'node_type', '4', 'metadata', '{{}}'::jsonb)))::text)"
     )
+}
+
+#[pg_extern(sql = false)]
+fn text_search_of(layout: &str, language: &str) -> String {
+    Layout::named(layout).or_raise().text_search(language)
 }
 
 /// What makes the name of an index its own, as the vecs client makes it.

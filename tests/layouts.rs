@@ -3,6 +3,7 @@
 
 use fake_api::FakeApi;
 use harness::remote::{KEY, behaviour};
+use harness::roles::{gone, refused, role, run};
 use harness::*;
 
 /// Keys that a careless id or pattern would confuse.
@@ -39,8 +40,16 @@ fn chunks(db: &Database, layout: &str, table: &str) -> Vec<(String, i32, String,
         .collect()
 }
 
+/// A database in which a deferred index is built at 30 chunks.
+fn database() -> Database<'static> {
+    Database::new_in(shared_cluster(&[(
+        "pg_ingest.deferred_index_min_chunks",
+        "30",
+    )]))
+}
+
 fn create(layout: &str, api: &FakeApi) -> Database<'static> {
-    let db = Database::new();
+    let db = database();
     db.create_remote_pipeline(
         "default",
         api,
@@ -157,16 +166,20 @@ fn the_chunks_of_a_document_are_found_by_an_index() {
         let db = create(layout, &api);
         db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text ' || n FROM generate_series(1, 50) n");
         db.settle();
-        let column = match layout {
-            "vecs" => "metadata ->> 'doc_id'",
-            _ => "document_key",
+        let scans = || -> (i64, i64) {
+            let rows = db.rows(&format!(
+                "SELECT coalesce(seq_scan, 0), coalesce(idx_scan, 0) FROM pg_stat_xact_user_tables WHERE relid = '{table}'::regclass"
+            ));
+            (rows[0].get(0), rows[0].get(1))
         };
-        db.run("SET enable_seqscan = off");
-        let plan = db.explain(&format!(
-            "DELETE FROM {table} AS c WHERE c.{column} = ANY (ARRAY['k1', 'k2'])"
-        ));
-        assert!(plan.contains("Index"), "{layout}: {plan}");
-        assert!(!plan.contains("Seq Scan"), "{layout}: {plan}");
+        db.run("SET enable_seqscan = off; BEGIN");
+        let before = scans();
+        db.run("DELETE FROM ingest.documents WHERE key IN ('k1', 'k2')");
+        let after = scans();
+        db.run("COMMIT");
+        assert_eq!(after.0, before.0, "{layout}: sequential scans");
+        assert!(after.1 > before.1, "{layout}: scans of an index");
+        assert_eq!(db.progress().chunks, 48, "{layout}");
     }
 }
 
@@ -206,7 +219,7 @@ fn a_pipeline_with_another_layout_is_altered_and_dropped_like_any() {
 
 #[test]
 fn a_target_that_the_vecs_client_would_not_find_is_refused() {
-    let db = Database::new();
+    let db = database();
     for (arguments, code, words) in [
         ("target => 'public.docs'", "42602", "vecs.docs"),
         ("target => 'vecs._docs'", "42602", "'_'"),
@@ -255,7 +268,7 @@ fn a_target_that_the_vecs_client_would_not_find_is_refused() {
 #[test]
 fn what_others_put_into_a_collection_stays() {
     let api = FakeApi::start(behaviour());
-    let db = Database::new();
+    let db = database();
     db.run(
         "CREATE SCHEMA vecs;
          CREATE TABLE vecs.\"default\" (id varchar PRIMARY KEY, vec vector(1536) NOT NULL, metadata jsonb NOT NULL DEFAULT '{}');
@@ -281,4 +294,91 @@ fn what_others_put_into_a_collection_stays() {
         ["theirs"]
     );
     assert_eq!(db.progress().chunks, 0);
+}
+
+#[test]
+fn deferred_indexes_are_built_for_vectors_and_for_words() {
+    let api = FakeApi::start(behaviour());
+    for (layout, table) in LAYOUTS {
+        let db = create(layout, &api);
+        let indexes = || -> Vec<String> {
+            db.all(&format!(
+                "SELECT indexdef FROM pg_indexes WHERE format('%I.%I', schemaname, tablename)::regclass = '{table}'::regclass
+                   AND indexdef ~ '(USING hnsw|to_tsvector)' ORDER BY indexdef ~ 'hnsw'"
+            ))
+        };
+        db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text ' || n FROM generate_series(1, 20) n");
+        db.settle();
+        assert!(indexes().is_empty(), "{layout}");
+        db.run("INSERT INTO ingest.documents (key, content) SELECT 'm' || n, 'Text ' || n FROM generate_series(1, 20) n");
+        wait_until("the indexes are built", SOON, || indexes().len() == 2);
+        let found = indexes();
+        assert!(
+            found[0].contains("to_tsvector('simple'::regconfig"),
+            "{found:?}"
+        );
+        if layout == "vecs" {
+            assert!(!found[0].contains("ix_vector"), "{found:?}");
+            assert!(
+                found[1].contains(" ix_vector_cosine_ops_hnsw_m16_efc64_"),
+                "{found:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_target_that_lost_a_column_blocks_its_pipeline_and_fails_nothing() {
+    let api = FakeApi::start(behaviour());
+    for (layout, table) in LAYOUTS {
+        let db = create(layout, &api);
+        db.run(&format!(
+            "ALTER TABLE {table} RENAME COLUMN metadata TO elsewhere"
+        ));
+        db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'One text.')");
+        wait_until("the pipeline is blocked", SOON, || {
+            let progress = db.progress();
+            assert_eq!(progress.failed, 0, "{layout} {progress:?}");
+            progress.state == "blocked"
+        });
+        db.run(&format!(
+            "ALTER TABLE {table} RENAME COLUMN elsewhere TO metadata"
+        ));
+        db.run("SELECT ingest.resume('default')");
+        db.settle();
+        assert_eq!(chunks(&db, layout, table).len(), 1, "{layout}");
+    }
+}
+
+#[test]
+fn an_owner_without_rights_in_the_database_is_told_what_is_missing() {
+    let db = database();
+    let (name, mut client) = role(&db);
+    let create = "SELECT ingest.create_pipeline('docs', layout => 'vecs')";
+    let error = refused(&mut client, create);
+    assert_eq!(error.code, "42501", "{error:?}");
+    assert!(error.text().contains("CREATE SCHEMA vecs"), "{error:?}");
+    db.run(&format!(
+        "CREATE SCHEMA vecs; GRANT USAGE, CREATE ON SCHEMA vecs TO {name}"
+    ));
+    run(&mut client, create);
+    run(
+        &mut client,
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('docs', 'a', 'One text.')",
+    );
+    db.settle();
+    run(
+        &mut client,
+        "UPDATE ingest.documents SET content = 'Another text.', metadata = '{\"lang\": \"en\"}'",
+    );
+    db.settle();
+    assert_eq!(
+        db.all::<String>("SELECT metadata ->> 'text' || (metadata ->> 'lang') FROM vecs.docs"),
+        ["Another text.en"]
+    );
+    assert_eq!(
+        db.one::<String>("SELECT tableowner::text FROM pg_tables WHERE schemaname = 'vecs'"),
+        name
+    );
+    gone(&db, &name);
 }

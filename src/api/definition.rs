@@ -41,6 +41,7 @@ pub struct Definition {
     pub(super) chunk_overlap: i32,
     pub(super) splitter: String,
     pub(super) index: String,
+    pub(super) language: String,
     /// Inputs of a request at most, if the user said so.
     pub batch_size: Option<i32>,
 }
@@ -98,6 +99,7 @@ impl Definition {
                 chunk_overlap: number("chunk_overlap")?,
                 splitter: text("splitter")?,
                 index: text("index")?,
+                language: text("language")?,
             }))
         })
         .or_raise()

@@ -10,7 +10,9 @@ use crate::api::MAX_NAME;
 use crate::api::definition::{Definition, parse_model};
 use crate::api::limits::use_limit;
 use crate::api::models::{Connection, Described};
-use crate::api::targets::{create_index, create_or_check_target, drop_indexes, target_for};
+use crate::api::targets::{
+    self, change_language, create_indexes, create_or_check_target, drop_indexes, target_for,
+};
 use crate::errors::{OrRaise, UserError};
 use crate::layout::Layout;
 use crate::owner::ActingAs;
@@ -125,6 +127,7 @@ fn create_pipeline(
     index: Option<&str>,
     on_success: Option<&str>,
     request: Option<JsonB>,
+    language: Option<&str>,
 ) {
     refuse_if_read_only(c"ingest.create_pipeline()");
     let name = name.unwrap_or_default();
@@ -157,6 +160,7 @@ fn create_pipeline(
         on_success: on_success.unwrap_or("keep"),
     };
     settings.check(&model, &described).or_raise();
+    let language = targets::language(language.unwrap_or("simple")).or_raise();
     refuse_duplicate(name).or_raise();
     if let Some(limit) = limits {
         use_limit(limit, settings.chunk_tokens).or_raise();
@@ -165,7 +169,7 @@ fn create_pipeline(
     let table = target_for(layout, name, target).or_raise();
     let table_oid = create_or_check_target(&table, layout, dimensions).or_raise();
     if settings.index == "immediate" {
-        create_index(table_oid, layout);
+        create_indexes(table_oid, layout, &language);
     }
     // Chunks that are in an existing table already belong to documents that may be replaced later.
     let quoted = quote_qualified_identifier(&table.0, &table.1);
@@ -175,8 +179,8 @@ fn create_pipeline(
         "WITH made AS (
              INSERT INTO ingest.pipeline (name, owner, model, dimensions, target, layout, chunk_tokens, chunk_overlap,
                                           splitter, concurrency, batch_size, max_attempts, index, on_success,
-                                          base_url, trusted, api_key, request, limits)
-             VALUES ($1, $2, $3, $4, $5, $21, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17::jsonb, $18)
+                                          base_url, trusted, api_key, request, limits, language)
+             VALUES ($1, $2, $3, $4, $5, $21, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17::jsonb, $18, $22)
              RETURNING pipeline_id)
          INSERT INTO ingest.counter (pipeline_id, chunks, tokens) SELECT pipeline_id, $19, $20 FROM made",
         &[
@@ -201,6 +205,7 @@ fn create_pipeline(
             chunks.into(),
             tokens.into(),
             layout.name().into(),
+            language.into(),
         ],
     )
     .or_raise();
@@ -261,6 +266,7 @@ fn alter_pipeline(
     index: Option<&str>,
     on_success: Option<&str>,
     request: Option<JsonB>,
+    language: Option<&str>,
 ) {
     refuse_if_read_only(c"ingest.alter_pipeline()");
     let definition = Definition::named(name.unwrap_or_default());
@@ -322,11 +328,13 @@ fn alter_pipeline(
         use_limit(limit, new_tokens).or_raise();
     }
 
+    let language = language.map(|name| targets::language(name).or_raise());
+    let (table, layout) = (definition.target, definition.layout);
+    let new_language = language.as_deref().unwrap_or(&definition.language);
+    change_language(table, layout, &definition.language, new_language);
     match index {
-        Some("immediate") => create_index(definition.target, definition.layout),
-        Some("none") if definition.index != "none" => {
-            drop_indexes(definition.target, definition.layout)
-        }
+        Some("immediate") => create_indexes(table, layout, new_language),
+        Some("none") if definition.index != "none" => drop_indexes(table, layout, new_language),
         _ => {}
     }
     let resplit = new_tokens != definition.chunk_tokens
@@ -353,7 +361,8 @@ fn alter_pipeline(
              concurrency = coalesce($9, concurrency), base_url = $10, trusted = $11, api_key = $12, request = $13::jsonb, limits = $14,
              -- Another place or another body may make other vectors: those in the target are not mixed with them.
              reuses = reuses AND base_url IS NOT DISTINCT FROM $10
-                      AND coalesce(request, '{}') - 'headers' = coalesce($13::jsonb, '{}') - 'headers'
+                      AND coalesce(request, '{}') - 'headers' = coalesce($13::jsonb, '{}') - 'headers',
+             language = coalesce($15, language)
          WHERE pipeline_id = $1",
         &[
             definition.pipeline_id.into(),
@@ -370,6 +379,7 @@ fn alter_pipeline(
             connection.api_key.into(),
             connection.request.into(),
             connection.limits.into(),
+            language.into(),
         ],
     )
     .or_raise();

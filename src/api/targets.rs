@@ -137,16 +137,14 @@ fn create_key_index(table: pg_sys::Oid, quoted: &str, layout: Layout) {
     let Some((expression, create)) = layout.key_index(quoted) else {
         return;
     };
-    let (there, owned) = Spi::get_two_with_args::<bool, bool>(
-        "SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND pg_get_expr(i.indexprs, i.indrelid) = $2),
-                pg_has_role(c.relowner, 'USAGE')
-         FROM pg_class c WHERE c.oid = $1",
-        &[table.into(), expression.into()],
-    )
-    .or_raise();
-    if there == Some(true) {
+    if index_on(table, expression).is_some() {
         return;
     }
+    let owned = Spi::get_one_with_args::<bool>(
+        "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = $1",
+        &[table.into()],
+    )
+    .or_raise();
     if owned == Some(true) {
         Spi::run(&create).or_raise();
     } else {
@@ -175,6 +173,19 @@ fn require_vectors() -> Result<(), UserError> {
     .hint(format!(
         "Ask an administrator: GRANT USAGE ON SCHEMA {schema} TO …;"
     )))
+}
+
+/// The index of a table on this expression, as `pg_get_expr()` tells it, quoted for SQL.
+fn index_on(table: pg_sys::Oid, expression: &str) -> Option<String> {
+    Spi::get_one_with_args(
+        "SELECT (SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+                 FROM pg_catalog.pg_index i
+                 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                 WHERE i.indrelid = $1 AND i.indpred IS NULL AND pg_catalog.pg_get_expr(i.indexprs, i.indrelid) = $2 LIMIT 1)",
+        &[table.into(), expression.into()],
+    )
+    .or_raise()
 }
 
 /// An existing table serves when it has the columns of the layout, asks for no others, and no other pipeline writes it.
@@ -262,7 +273,7 @@ pub fn require_target_rights(table: pg_sys::Oid, quoted: &str) -> Result<(), Use
 }
 
 /// The HNSW indexes on a table's embeddings, quoted for SQL.
-fn indexes(table: pg_sys::Oid, layout: Layout) -> Vec<String> {
+fn vector_indexes(table: pg_sys::Oid, layout: Layout) -> Vec<String> {
     Spi::get_one_with_args(
         "SELECT coalesce(pg_catalog.array_agg(pg_catalog.format('%I.%I', n.nspname, c.relname)), '{}')
          FROM pg_catalog.pg_index i
@@ -277,37 +288,87 @@ fn indexes(table: pg_sys::Oid, layout: Layout) -> Vec<String> {
     .unwrap_or_default()
 }
 
-/// Builds the HNSW index on a target, for cosine distance, unless there is one. Runs as the current user.
-pub fn create_index(table: pg_sys::Oid, layout: Layout) {
-    if !indexes(table, layout).is_empty() {
-        return;
-    }
+/// Builds what searching a target takes, unless it is there: the HNSW index, for cosine distance, and the full-text index
+/// in this language. Runs as the current user. A foreign table has its indexes where it is.
+pub fn create_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
     let Some((schema, name)) = table_name(table) else {
         return;
     };
+    let quoted = quote_qualified_identifier(&schema, &name);
     let column = layout.embedding_column();
-    let dimensions: i32 = Spi::get_one_with_args(
-        "SELECT atttypmod FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attname = $2",
+    let (dimensions, foreign) = Spi::get_two_with_args::<i32, bool>(
+        "SELECT a.atttypmod, c.relkind = 'f' FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+         WHERE a.attrelid = $1 AND a.attname = $2",
         &[table.into(), column.into()],
     )
-    .or_raise()
-    .unwrap_or_default();
-    let _acting = lent::index_rights(table, &schema, &name);
-    Spi::run(&format!(
-        "CREATE INDEX {} ON {} USING hnsw ({column} {}.{}_cosine_ops)",
-        layout.vector_index_name(),
-        quote_qualified_identifier(schema, name),
-        vector_schema(),
-        layout.vector_type(dimensions),
-    ))
     .or_raise();
+    if foreign == Some(true) {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            format!("table {quoted} is a foreign table, which has its indexes on its own server"),
+        )
+        .hint("Create them there, and give index => 'none' here.")
+        .raise();
+    }
+    let _acting = lent::index_rights(table, &schema, &name);
+    if vector_indexes(table, layout).is_empty() {
+        Spi::run(&format!(
+            "CREATE INDEX {} ON {quoted} USING hnsw ({column} {}.{}_cosine_ops)",
+            layout.vector_index_name(),
+            vector_schema(),
+            layout.vector_type(dimensions.unwrap_or_default()),
+        ))
+        .or_raise();
+    }
+    let text = layout.text_search(language);
+    if index_on(table, &text).is_none() {
+        let name = layout.text_index_name();
+        Spi::run(&format!(
+            "CREATE INDEX {name} ON {quoted} USING gin ({text})"
+        ))
+        .or_raise();
+    }
 }
 
-/// Drops the HNSW indexes on a target's embeddings.
-pub fn drop_indexes(table: pg_sys::Oid, layout: Layout) {
-    for index in indexes(table, layout) {
+/// Drops the HNSW indexes on a target's embeddings and its full-text index in this language.
+pub fn drop_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
+    for index in vector_indexes(table, layout) {
         Spi::run(&format!("DROP INDEX {index}")).or_raise();
     }
+    if let Some(index) = index_on(table, &layout.text_search(language)) {
+        Spi::run(&format!("DROP INDEX {index}")).or_raise();
+    }
+}
+
+/// Builds the full-text index in another language, if there is one in this language.
+pub fn change_language(table: pg_sys::Oid, layout: Layout, from: &str, to: &str) {
+    if from != to
+        && let Some(index) = index_on(table, &layout.text_search(from))
+    {
+        Spi::run(&format!("DROP INDEX {index}")).or_raise();
+        create_indexes(table, layout, to);
+    }
+}
+
+/// A text search configuration by the name that it has wherever pg_catalog alone is searched.
+pub fn language(name: &str) -> Result<String, UserError> {
+    // parse_ident raises a clear error of its own for what is no identifier.
+    Spi::get_one_with_args::<String>(
+        "SELECT (SELECT c.oid::regconfig::text
+                 FROM pg_ts_config c JOIN pg_namespace n ON n.oid = c.cfgnamespace, parse_ident($1) AS parts
+                 WHERE cardinality(parts) <= 2 AND c.cfgname = parts[cardinality(parts)]
+                   AND n.nspname = CASE cardinality(parts) WHEN 2 THEN parts[1] ELSE 'pg_catalog' END)",
+        &[name.into()],
+    )
+    .or_raise()
+    .ok_or_else(|| {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("language {name:?} does not exist"),
+        )
+        .detail("It is the name of a text search configuration, with its schema if it is one of your own.")
+        .hint("SELECT cfgname FROM pg_ts_config; lists them: simple, english, ...")
+    })
 }
 
 /// Makes the deferred constraints and triggers of a target fire with each statement for the rest of the transaction: in a

@@ -3,7 +3,7 @@
 use limiter::Tallied;
 use pgrx::prelude::*;
 
-use crate::api::targets::create_index;
+use crate::api::targets::create_indexes;
 use crate::errors::OrRaise;
 use crate::layout::Layout;
 use crate::owner::ActingAs;
@@ -114,6 +114,7 @@ pub struct WantingIndex {
     owner: pg_sys::Oid,
     target: pg_sys::Oid,
     layout: Layout,
+    language: String,
 }
 
 /// The first pipeline not in `except` with a deferred index, nothing queued, at least `min_chunks` chunks and no HNSW index. Inside a
@@ -122,7 +123,7 @@ pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> 
     Spi::connect_mut(|client| {
         let row = run(
             client,
-            "SELECT p.pipeline_id, p.name, p.owner::oid, p.target::oid, p.layout
+            "SELECT p.pipeline_id, p.name, p.owner::oid, p.target::oid, p.layout, p.language
              FROM ingest.pipeline p JOIN ingest.totals t USING (pipeline_id) JOIN pg_class c ON c.oid = p.target
              WHERE p.index = 'deferred' AND t.queued = 0 AND t.chunks >= $1 AND c.relkind IN ('r', 'p') AND p.pipeline_id <> ALL ($2)
                AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
@@ -140,6 +141,7 @@ pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> 
             owner: row.get::<pg_sys::Oid>(3)?.unwrap_or(pg_sys::InvalidOid),
             target: row.get::<pg_sys::Oid>(4)?.unwrap_or(pg_sys::InvalidOid),
             layout: Layout::named(&row.get::<String>(5)?.unwrap_or_default()).or_raise(),
+            language: row.get::<String>(6)?.unwrap_or_default(),
         }))
     })
     .or_raise()
@@ -148,5 +150,5 @@ pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> 
 /// Builds it as the pipeline's owner. Inside a transaction.
 pub fn build_index(pipeline: &WantingIndex) {
     let _acting = ActingAs::new(pipeline.owner);
-    create_index(pipeline.target, pipeline.layout);
+    create_indexes(pipeline.target, pipeline.layout, &pipeline.language);
 }

@@ -1,0 +1,142 @@
+//! Promise: a target is plain SQL's: a partitioned table, a table on another server, and vectors of more dimensions than
+//! type vector can be indexed for, serve like any other.
+
+use fake_api::FakeApi;
+use harness::remote::{KEY, behaviour};
+use harness::*;
+
+/// The columns of a target that a user makes, for 1,536 dimensions.
+const COLUMNS: &str =
+    "document_key text NOT NULL, chunk_no int NOT NULL, content text NOT NULL, tokens int NOT NULL,
+                       metadata jsonb NOT NULL, embedding vector(1536) NOT NULL";
+
+/// Documents come, change, are relabelled, move and go; the chunks of `public.docs` follow.
+fn lives_through_everything(db: &Database) {
+    let keys =
+        || db.all::<String>("SELECT document_key || ' ' || content FROM public.docs ORDER BY 1");
+    db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text ' || n FROM generate_series(1, 40) n");
+    db.settle();
+    assert_eq!(keys().len(), 40);
+    assert_eq!(db.check_vectors("public.docs"), 40);
+    db.run("DELETE FROM ingest.documents WHERE key NOT IN ('k1', 'k2', 'k3')");
+    db.run("UPDATE ingest.documents SET content = 'Another text' WHERE key = 'k1'");
+    db.run("UPDATE ingest.documents SET key = 'moved' WHERE key = 'k2'");
+    db.run(r#"UPDATE ingest.documents SET metadata = '{"lang": "en"}' WHERE key = 'k3'"#);
+    db.settle();
+    assert_eq!(keys(), ["k1 Another text", "k3 Text 3", "moved Text 2"]);
+    assert_eq!(db.progress().chunks, 3);
+    assert_eq!(
+        db.one::<String>("SELECT key FROM ingest.search('Another text', 1)"),
+        "k1"
+    );
+    assert_eq!(
+        db.all::<String>(
+            r#"SELECT key FROM ingest.hybrid_search('text', filter => '{"lang": "en"}')"#
+        ),
+        ["k3"]
+    );
+}
+
+#[test]
+fn a_partitioned_target_serves() {
+    let api = FakeApi::start(behaviour());
+    let db = Database::new();
+    db.run(&format!(
+        "CREATE TABLE public.docs ({COLUMNS}, UNIQUE (document_key, chunk_no)) PARTITION BY HASH (document_key);
+         CREATE TABLE public.docs_0 PARTITION OF public.docs FOR VALUES WITH (MODULUS 3, REMAINDER 0);
+         CREATE TABLE public.docs_1 PARTITION OF public.docs FOR VALUES WITH (MODULUS 3, REMAINDER 1);
+         CREATE TABLE public.docs_2 PARTITION OF public.docs FOR VALUES WITH (MODULUS 3, REMAINDER 2)"
+    ));
+    db.create_remote_pipeline("default", &api, "target => 'public.docs'");
+    lives_through_everything(&db);
+    db.run("SELECT ingest.alter_pipeline('default', index => 'immediate')");
+    let indexes = db.all::<i64>(
+        "SELECT count(*) FROM pg_indexes WHERE tablename ~ '^docs_[0-9]$' AND indexdef ~ 'USING (hnsw|gin)' GROUP BY tablename",
+    );
+    assert_eq!(indexes, [2, 2, 2]);
+    db.run("SELECT ingest.alter_pipeline('default', index => 'none')");
+    db.run("SELECT ingest.drop_pipeline('default', drop_target => true)");
+}
+
+#[test]
+fn a_target_on_another_server_serves() {
+    let api = FakeApi::start(behaviour());
+    let elsewhere = Cluster::start(&[]);
+    elsewhere
+        .client("postgres")
+        .batch_execute(&format!(
+            "CREATE EXTENSION vector; CREATE TABLE public.there ({COLUMNS}, UNIQUE (document_key, chunk_no))"
+        ))
+        .expect("a table on the other server");
+    let db = Database::new();
+    db.run(&format!(
+        "CREATE EXTENSION postgres_fdw;
+         CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw
+             OPTIONS (host '{}', port '5432', dbname 'postgres', extensions 'vector', batch_size '100');
+         CREATE USER MAPPING FOR postgres SERVER elsewhere OPTIONS (user 'postgres');
+         CREATE FOREIGN TABLE public.docs ({COLUMNS}) SERVER elsewhere OPTIONS (table_name 'there')",
+        elsewhere.home().display()
+    ));
+    let key = db.cluster().write_key(KEY);
+    let error = db.expect_error(&format!(
+        "SELECT ingest.create_pipeline(model => 'openai/text-embedding-3-small', base_url => '{}', api_key => '{key}',
+                                       target => 'public.docs', index => 'immediate')",
+        api.openai_url()
+    ));
+    assert_eq!(error.code, "42809", "{error:?}");
+    assert!(error.text().contains("index => 'none'"), "{error:?}");
+    db.create_remote_pipeline("default", &api, "target => 'public.docs'");
+    lives_through_everything(&db);
+    let plan = db.explain(
+        "SELECT document_key FROM public.docs ORDER BY embedding <=> array_fill(0.5, ARRAY[1536])::vector LIMIT 3",
+    );
+    assert!(
+        plan.contains("Foreign Scan") && !plan.contains("Sort"),
+        "{plan}"
+    );
+
+    // While the other server is away the documents wait, and nothing fails.
+    elsewhere.stop_server("fast");
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('late', 'A late text')");
+    wait_until("the pipeline is blocked", SOON, || {
+        let progress = db.progress();
+        assert_eq!(progress.failed, 0, "{progress:?}");
+        progress.state == "blocked"
+    });
+    elsewhere.start_server();
+    db.run("SELECT ingest.resume('default')");
+    db.settle();
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM public.docs WHERE document_key = 'late'"),
+        1
+    );
+}
+
+#[test]
+fn more_than_two_thousand_dimensions_are_indexed() {
+    let api = FakeApi::start(behaviour());
+    let db = Database::new();
+    db.run(&format!(
+        "SELECT ingest.create_pipeline(model => 'openai/text-embedding-3-large', base_url => '{}', api_key => '{}',
+                                       target => 'public.large', index => 'immediate')",
+        api.openai_url(),
+        db.cluster().write_key(KEY)
+    ));
+    db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text ' || n FROM generate_series(1, 60) n");
+    db.settle();
+    assert_eq!(
+        db.one::<String>("SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'public.large'::regclass AND attname = 'embedding'"),
+        "halfvec(3072)"
+    );
+    db.run("SET enable_seqscan = off; SET enable_sort = off");
+    let plan = db.explain("SELECT * FROM public.large ORDER BY embedding <=> array_fill(0.1, ARRAY[3072])::halfvec LIMIT 3");
+    assert!(plan.contains("embedding_idx"), "{plan}");
+    db.run("SELECT ingest.create_match_function('default')");
+    for search in [
+        "SELECT key FROM ingest.search('Text 7', 1)",
+        "SELECT key FROM ingest.hybrid_search('Text 7', 1)",
+        "SELECT 'k' || split_part(content, ' ', 2) FROM public.match_documents(ingest.embed('Text 7'), 1)",
+    ] {
+        assert_eq!(db.one::<String>(search), "k7", "{search}");
+    }
+}
