@@ -28,7 +28,7 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_row ingest.pipeline;
 BEGIN
-    SELECT * INTO found_row FROM ingest.pipeline p WHERE p.name = pipeline_named.name;
+    SELECT * INTO found_row FROM ingest.pipeline p WHERE p.name = pipeline_named.name AND p.successor_of IS NULL;
     IF NOT FOUND THEN
         PERFORM ingest.unknown_pipeline(coalesce(name, 'null'));
     END IF;
@@ -37,9 +37,9 @@ END $$;
 COMMENT ON FUNCTION ingest.pipeline_named(text) IS 'The definition of the pipeline with this name; an error when there is none';
 REVOKE ALL ON FUNCTION ingest.pipeline_named(text) FROM PUBLIC;
 
-CREATE FUNCTION ingest.target_of(pipeline text) RETURNS TABLE (target regclass, dimensions int)
+CREATE FUNCTION ingest.target_of(pipeline text) RETURNS TABLE (target regclass, dimensions int, generation int)
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT p.target, p.dimensions FROM ingest.pipeline_named(pipeline) AS p
+    SELECT p.target, p.dimensions, p.generation FROM ingest.pipeline_named(pipeline) AS p
 $$;
 COMMENT ON FUNCTION ingest.target_of(text) IS 'Where the pipeline of this name keeps its chunks; an error when there is none. Whoever may read the table may search it';
 
@@ -48,7 +48,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN
     UPDATE ingest.pipeline p
     SET paused = set_paused.paused, blocked_error = NULL, blocked_until = NULL, blocked_times = 0
-    WHERE p.pipeline_id = set_paused.pipeline_id;
+    WHERE set_paused.pipeline_id IN (p.pipeline_id, p.successor_of);
     PERFORM ingest.wake_to_review();
 END $$;
 COMMENT ON FUNCTION ingest.set_paused(int, boolean) IS 'What pause() and resume() write';
@@ -65,7 +65,8 @@ COMMENT ON FUNCTION ingest.resume(text) IS 'Goes on after pause(), tries a block
 CREATE VIEW ingest.pipelines AS
 SELECT p.name, p.owner, p.model, p.dimensions, p.base_url, p.api_key, p.target, p.layout, p.chunk_tokens, p.chunk_overlap,
        p.splitter, p.limits, p.concurrency, p.batch_size, p.max_attempts, p.index, p.on_success, p.request, p.paused, p.created_at
-FROM ingest.pipeline AS p;
+FROM ingest.pipeline AS p
+WHERE p.successor_of IS NULL;
 COMMENT ON VIEW ingest.pipelines IS 'The definitions. api_key is a reference to a key, never a key';
 COMMENT ON COLUMN ingest.pipelines.target IS 'the table that holds the chunks and their vectors';
 COMMENT ON COLUMN ingest.pipelines.chunk_tokens IS 'longest chunk, in tokens of the model';
@@ -94,7 +95,8 @@ SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmap
 $$;
 COMMENT ON FUNCTION ingest.claimed_documents() IS 'Documents that workers hold, by pipeline';
 
-CREATE VIEW ingest.progress AS
+-- Of all pipelines, those that are being rebuilt and their rebuilds, which have their name.
+CREATE VIEW ingest.progress_of_all AS
 WITH counted AS (
     SELECT p.*, t.documents + t.archived AS total, t.queued, t.queued_bytes, t.failed AS settled_failed, t.chunks, t.tokens,
            coalesce(c.claimed, 0) AS claimed
@@ -130,9 +132,23 @@ SELECT n.name AS pipeline,
             END AS eta,
        ingest.cost_usd(n.model, n.tokens) AS cost_usd,
        coalesce(n.blocked_error, n.problem,
-                (SELECT f.message FROM ingest.failures f WHERE f.pipeline = n.name ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error
-FROM named n LEFT JOIN ingest.rates() r USING (pipeline_id)
-ORDER BY n.name;
+                (SELECT f.message FROM ingest.failures f
+                 WHERE f.pipeline = n.name AND f.rebuild = (n.successor_of IS NOT NULL)
+                 ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error,
+       n.pipeline_id, n.successor_of
+FROM named n LEFT JOIN ingest.rates() r USING (pipeline_id);
+COMMENT ON VIEW ingest.progress_of_all IS 'Behind the views ingest.progress and ingest.rebuilds';
+
+CREATE VIEW ingest.progress AS
+SELECT a.pipeline, a.state, a.documents, a.embedded, a.pending, a.in_flight, a.failed, a.percent, a.bar, a.chunks, a.tokens,
+       a.documents_per_minute, a.tokens_per_minute, a.eta, a.cost_usd, a.last_error,
+       CASE WHEN EXISTS (SELECT FROM ingest.pipeline s WHERE s.successor_of = a.pipeline_id)
+            THEN (SELECT format('%s %% of %s', r.percent, p.model)
+                  FROM ingest.progress_of_all r JOIN ingest.pipeline p USING (pipeline_id)
+                  WHERE r.successor_of = a.pipeline_id) END AS rebuilding
+FROM ingest.progress_of_all a
+WHERE a.successor_of IS NULL
+ORDER BY a.pipeline;
 COMMENT ON VIEW ingest.progress IS 'How far each pipeline is: SELECT * FROM ingest.progress \watch 1';
 COMMENT ON COLUMN ingest.progress.state IS 'idle, running, cooling_down, paused, or blocked (needs a person: see last_error)';
 COMMENT ON COLUMN ingest.progress.documents IS 'documents staged, and those embedded and deleted with on_success => ''delete''';
@@ -146,6 +162,7 @@ COMMENT ON COLUMN ingest.progress.documents_per_minute IS 'embedded in the last 
 COMMENT ON COLUMN ingest.progress.eta IS 'time to embed what is queued: its bytes at the last minute''s rate, before that at what the budget allows; null when unknown';
 COMMENT ON COLUMN ingest.progress.cost_usd IS 'price of tokens by the model catalogue, in US dollars';
 COMMENT ON COLUMN ingest.progress.last_error IS 'why the pipeline is blocked, else the latest failure';
+COMMENT ON COLUMN ingest.progress.rebuilding IS 'how far the new vectors are that alter_pipeline() asked for: see ingest.rebuilds; null when none are made';
 
 -- What drop_pipeline() removes of ours. The lock keeps documents out that would find no pipeline afterwards.
 CREATE FUNCTION ingest.remove_pipeline(pipeline_id int) RETURNS void
@@ -161,6 +178,7 @@ BEGIN
     END IF;
     -- In the order in which a worker locks: documents, queue, pipeline, differences, counter.
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM ingest.remove_successor(remove_pipeline.pipeline_id);
     DELETE FROM ingest.queue q WHERE q.pipeline_id = remove_pipeline.pipeline_id;
     DELETE FROM ingest.pipeline p WHERE p.pipeline_id = remove_pipeline.pipeline_id RETURNING p.* INTO gone;
     DELETE FROM ingest.failures f WHERE f.pipeline = gone.name;
@@ -191,12 +209,12 @@ BEGIN
         SELECT d.id, p.pipeline_id, coalesce(octet_length(d.content), 0)
         FROM ingest.documents d JOIN ingest.pipeline p ON p.name = d.pipeline
         WHERE p.pipeline_id = requeue_all.pipeline_id
-        ON CONFLICT (document_id) DO UPDATE SET claimed_by = NULL, claim_token = NULL, retry_at = NULL, attempts = 0
+        ON CONFLICT ON CONSTRAINT queue_pkey DO UPDATE SET claimed_by = NULL, claim_token = NULL, retry_at = NULL, attempts = 0
         RETURNING q.document_id, q.bytes, (q.xmax = 0) AS is_new
     ), counted AS (
         INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed)
         SELECT requeue_all.pipeline_id, count(*), coalesce(sum(a.bytes), 0), -count(f.document_id)
-        FROM again a LEFT JOIN ingest.failures f ON f.document_id = a.document_id
+        FROM again a LEFT JOIN ingest.failures f ON f.document_id = a.document_id AND NOT f.rebuild
         WHERE a.is_new
         RETURNING queued
     )

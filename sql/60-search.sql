@@ -15,6 +15,39 @@ LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION ingest.vector_schema() IS 'The schema of pgvector, quoted for use in SQL';
 
+-- A rebuild may end while the query is being embedded, and its vector belongs to the old table then. From the moment that
+-- the table is locked, which costs nothing more than reading it later does, none can.
+CREATE FUNCTION ingest.embed_for_search(query text, pipeline text) RETURNS TABLE (target text, dimensions int, embedding real[])
+LANGUAGE plpgsql VOLATILE ROWS 1 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    asked record;
+    present record;
+BEGIN
+    LOOP
+        SELECT t.generation, t.dimensions, t.target::text AS place INTO asked FROM ingest.target_of(pipeline) AS t;
+        -- A table that is gone has a number and no name.
+        IF asked.place !~ '^[0-9]+$' THEN
+            embedding := ingest.embed_array(query, pipeline);
+            EXECUTE format('SELECT FROM %s WHERE false', asked.place);
+        END IF;
+        SELECT t.generation INTO present FROM ingest.target_of(pipeline) AS t;
+        IF present.generation = asked.generation THEN
+            IF asked.place ~ '^[0-9]+$' AND ingest.has_old_snapshot() THEN
+                RAISE EXCEPTION 'the vectors of pipeline % were replaced after this transaction began', embed_for_search.pipeline
+                    USING ERRCODE = 'serialization_failure', HINT = 'Try the transaction again.';
+            ELSIF asked.place ~ '^[0-9]+$' THEN
+                RAISE EXCEPTION 'the target table of pipeline % was dropped', embed_for_search.pipeline USING ERRCODE = 'undefined_table',
+                    HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', embed_for_search.pipeline);
+            END IF;
+            target := asked.place;
+            dimensions := asked.dimensions;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION ingest.embed_for_search(text, text) IS 'The vector of a query and the table of vectors that it may be compared with, which is locked against being replaced until the transaction ends';
+
 CREATE FUNCTION ingest.search(query text, k int = 10, pipeline text = 'default', filter jsonb = NULL)
 RETURNS TABLE (key text, chunk_no int, content text, metadata jsonb, similarity float8)
 LANGUAGE plpgsql VOLATILE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
@@ -28,11 +61,7 @@ BEGIN
         RAISE EXCEPTION 'k must be at least 1' USING ERRCODE = 'invalid_parameter_value',
             DETAIL = format('It is %s.', coalesce(k::text, 'null')), HINT = 'k is how many chunks search() returns.';
     END IF;
-    SELECT * INTO p FROM ingest.target_of(pipeline);
-    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = p.target) THEN
-        RAISE EXCEPTION 'the target table of pipeline % was dropped', search.pipeline USING ERRCODE = 'undefined_table',
-            HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', search.pipeline);
-    END IF;
+    SELECT * INTO p FROM ingest.embed_for_search(query, pipeline);
     -- An HNSW scan returns ef_search rows at the most, and with a filter fewer; both settings are put back below.
     PERFORM set_config('hnsw.ef_search', least(greatest(k, coalesce(nullif(ef_search, '')::int, 40)), 1000)::text, true);
     IF filter IS NOT NULL OR k > 1000 THEN
@@ -43,7 +72,7 @@ BEGIN
         ' FROM %3$s AS c WHERE $3 IS NULL OR c.metadata @> $3'
         ' ORDER BY c.embedding OPERATOR(%1$s.<=>) $1::%1$s.%2$s LIMIT $2',
         vectors, CASE WHEN p.dimensions > 2000 THEN 'halfvec' ELSE 'vector' END, p.target)
-        USING ingest.embed(query, pipeline), k, filter;
+        USING p.embedding, k, filter;
     PERFORM set_config('hnsw.ef_search', coalesce(nullif(ef_search, ''), '40'), true);
     PERFORM set_config('hnsw.iterative_scan', coalesce(nullif(iterative_scan, ''), 'off'), true);
 END $$;

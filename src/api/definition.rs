@@ -18,6 +18,10 @@ use crate::{access, reading, settings};
 pub struct Definition {
     /// Its number.
     pub pipeline_id: i32,
+    /// Counts up with every change after which vectors are of another kind.
+    pub generation: i32,
+    /// Whether it is built to take another one's place, which has the same name.
+    pub rebuild: bool,
     /// Its name.
     pub name: String,
     /// Its owner.
@@ -38,6 +42,7 @@ pub struct Definition {
     pub(super) chunk_overlap: i32,
     pub(super) splitter: String,
     pub(super) index: String,
+    pub(super) on_success: String,
     /// Inputs of a request at most, if the user said so.
     pub batch_size: Option<i32>,
 }
@@ -54,6 +59,14 @@ impl Definition {
         Self::read(
             "SELECT * FROM ingest.pipeline WHERE pipeline_id OPERATOR(pg_catalog.=) $1",
             pipeline_id.into(),
+        )
+    }
+
+    /// What is being built to take its place.
+    pub fn successor(&self) -> Option<Self> {
+        Self::read(
+            "SELECT * FROM ingest.pipeline WHERE successor_of OPERATOR(pg_catalog.=) $1",
+            self.pipeline_id.into(),
         )
     }
 
@@ -77,6 +90,8 @@ impl Definition {
             };
             Ok(Some(Self {
                 pipeline_id: number("pipeline_id")?,
+                generation: number("generation")?,
+                rebuild: row.get_by_name::<i32, _>("successor_of")?.is_some(),
                 name: text("name")?,
                 owner: oid("owner")?,
                 model: text("model")?,
@@ -94,6 +109,7 @@ impl Definition {
                 chunk_overlap: number("chunk_overlap")?,
                 splitter: text("splitter")?,
                 index: text("index")?,
+                on_success: text("on_success")?,
             }))
         })
         .or_raise()

@@ -1,5 +1,6 @@
 //! The SQL functions, a file per noun. Their declarations, names and comments are in `sql/`.
 
+mod alter;
 mod definition;
 pub mod documents;
 mod estimate;
@@ -10,6 +11,7 @@ mod limits;
 mod models;
 mod pipelines;
 mod queries;
+mod rebuild;
 mod status;
 pub mod targets;
 mod text;

@@ -109,6 +109,7 @@ fn find_table(quoted: &str) -> Option<pg_sys::Oid> {
         .or_raise()
 }
 
+/// The schema of pgvector, quoted for SQL.
 fn vector_schema() -> String {
     Spi::get_one("SELECT ingest.vector_schema()")
         .or_raise()
@@ -122,6 +123,15 @@ pub fn vector_type(dimensions: i32) -> &'static str {
     } else {
         "vector"
     }
+}
+
+/// The whole type of the embedding column, for SQL.
+pub fn embedding_type(dimensions: i32) -> String {
+    format!(
+        "{}.{}({dimensions})",
+        vector_schema(),
+        vector_type(dimensions)
+    )
 }
 
 /// An existing table serves when it has the columns of the layout, asks for no others, and no other pipeline writes it.
@@ -231,10 +241,25 @@ pub fn create_index(table: pg_sys::Oid) {
     .or_raise();
 }
 
-/// Drops the HNSW indexes on a target's embeddings.
-pub fn drop_indexes(table: pg_sys::Oid) {
-    for index in indexes(table) {
+/// Drops the HNSW indexes on a target's embeddings; whether there were any.
+pub fn drop_indexes(table: pg_sys::Oid) -> bool {
+    let indexes = indexes(table);
+    for index in &indexes {
         Spi::run(&format!("DROP INDEX {index}")).or_raise();
+    }
+    !indexes.is_empty()
+}
+
+/// Makes a table without rows one for vectors of so many dimensions. Runs as the current user.
+pub fn retype_empty(table: pg_sys::Oid, quoted: &str, dimensions: i32) {
+    let indexed = drop_indexes(table);
+    Spi::run(&format!(
+        "ALTER TABLE {quoted} ALTER COLUMN embedding TYPE {} USING NULL",
+        embedding_type(dimensions)
+    ))
+    .or_raise();
+    if indexed {
+        create_index(table);
     }
 }
 
