@@ -186,6 +186,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         SELECT 4, format('ALTER INDEX %s RENAME TO %I', n.index::regclass, x.name)
         FROM ingest.indexes_of(target) x JOIN ingest.indexes_of(next) n USING (description) WHERE n.name <> x.name
         UNION ALL
+        -- One that the old table had not is called after it all the same.
+        SELECT 4, format('ALTER INDEX %s RENAME TO %I', n.index::regclass, o.relname || substr(n.name::text, length(t.relname::text) + 1))
+        FROM o, pg_class t, ingest.indexes_of(next) n
+        WHERE t.oid = next AND starts_with(n.name::text, t.relname::text)
+          AND NOT EXISTS (SELECT FROM ingest.indexes_of(target) x WHERE x.description = n.description)
+          AND NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = o.relnamespace
+                          AND c.relname = o.relname || substr(n.name::text, length(t.relname::text) + 1))
+        UNION ALL
         SELECT 5, format('ALTER SEQUENCE %s RENAME TO %I', n.relation, c.relname)
         FROM ingest.relations_of(target) r
         JOIN ingest.relations_of(next) n ON n.of_column = r.of_column AND n.deptype = 'i' AND r.deptype = 'i'
