@@ -59,7 +59,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     -- The column of vectors changes its type.
     SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0)
     FROM t JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid AND d.refobjsubid = t.embedding
-    WHERE d.classid IN ('pg_attrdef'::regclass, 'pg_constraint'::regclass, 'pg_statistic_ext'::regclass)
+    WHERE d.classid IN ('pg_attrdef'::regclass, 'pg_statistic_ext'::regclass)
+       OR d.classid = 'pg_constraint'::regclass AND EXISTS (SELECT FROM pg_constraint c WHERE c.oid = d.objid AND c.contype <> 'n')
        OR d.classid = 'pg_class'::regclass
           AND EXISTS (SELECT FROM pg_index i WHERE i.indexrelid = d.objid
                       AND (i.indnatts <> 1 OR i.indexprs IS NOT NULL OR i.indpred IS NOT NULL))

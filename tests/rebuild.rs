@@ -563,6 +563,56 @@ fn a_transaction_that_does_not_see_the_rebuild_changes_no_document() {
 }
 
 #[test]
+fn a_search_with_an_old_snapshot_is_told_to_try_again() {
+    let db = Database::new();
+    let (_old, new) = pipeline(&db, &["a"]);
+    let mut old = db.connect();
+    run(
+        &mut old,
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM ingest.documents",
+    );
+    begin(&db, &new, "");
+    new.release_answers();
+    db.settle();
+    let error = roles::refused(&mut old, "SELECT * FROM ingest.search('x', 1, 'p')");
+    assert_eq!(error.code, "40001", "{error:?}");
+}
+
+#[test]
+fn those_who_change_a_pipeline_at_the_same_time_do_it_one_after_the_other() {
+    let db = Database::new();
+    let (_old, _new) = pipeline(&db, &["a", "b"]);
+    let mut other = db.connect();
+    run(&mut other, "BEGIN");
+    run(
+        &mut other,
+        "SELECT ingest.alter_pipeline('p', dimensions => 96)",
+    );
+    std::thread::scope(|scope| {
+        let mut client = db.connect();
+        let second = scope.spawn(move || {
+            run(
+                &mut client,
+                "SELECT ingest.alter_pipeline('p', chunk_tokens => 100)",
+            );
+        });
+        wait_until("the second one waits", SOON, || {
+            db.one::<i64>(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted",
+            ) == 1
+        });
+        run(&mut other, "COMMIT");
+        second.join().expect("the second one succeeds");
+    });
+    db.settle();
+    assert_eq!(
+        db.one::<String>("SELECT concat_ws(' ', dimensions, chunk_tokens) FROM ingest.pipelines"),
+        "96 100"
+    );
+    nothing_left(&db);
+}
+
+#[test]
 fn an_owner_who_is_no_superuser_can_do_it_all() {
     let db = Database::new();
     let (name, mut client) = role(&db);

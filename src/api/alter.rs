@@ -43,29 +43,26 @@ struct Given<'a> {
 }
 
 impl Given<'_> {
-    /// Without what makes other vectors.
-    fn without_vectors(self) -> Self {
-        Self {
+    /// What goes for the definition in use as well as for the one to come: nothing that makes other vectors, and of how the model
+    /// is reached what they have in common.
+    fn shared(self, used: &Definition, to_come: &Definition) -> Result<Self, UserError> {
+        let same_provider =
+            parse_model(&used.model)?.provider == parse_model(&to_come.model)?.provider;
+        let only = |same: bool, given| if same_provider && same { given } else { None };
+        Ok(Self {
             model: None,
             dimensions: None,
             chunk_tokens: None,
             chunk_overlap: None,
             splitter: None,
             request: None,
+            base_url: only(used.base_url == to_come.base_url, self.base_url),
+            api_key: only(used.api_key == to_come.api_key, self.api_key),
+            limits: only(used.limits == to_come.limits, self.limits),
+            batch_size: self.batch_size.filter(|_| same_provider),
+            concurrency: self.concurrency.filter(|_| same_provider),
             ..self
-        }
-    }
-
-    /// Without what says how a model is reached.
-    fn without_connection(self) -> Self {
-        Self {
-            base_url: None,
-            api_key: None,
-            limits: None,
-            batch_size: None,
-            concurrency: None,
-            ..self
-        }
+        })
     }
 }
 
@@ -293,8 +290,7 @@ fn alter_pipeline(
     request: Option<JsonB>,
 ) {
     refuse_if_read_only(c"ingest.alter_pipeline()");
-    let definition = Definition::named(name.unwrap_or_default());
-    definition.require_ownership();
+    let definition = Definition::to_change(name.unwrap_or_default());
     refuse_unsupported(&[
         ("changing the target of a pipeline", target.is_some()),
         (
@@ -341,14 +337,7 @@ fn alter_pipeline(
         (_, Some(successor)) if wanted.change_from(&successor) == Change::Nothing => {
             rebuild::refuse_deleting(on_success).or_raise();
             wanted.write(successor.pipeline_id);
-            let shared = given.without_vectors();
-            let provider = |d: &Definition| parse_model(&d.model).map(|m: ModelName| m.provider);
-            let same: bool = provider(&definition).or_raise() == provider(&successor).or_raise();
-            let shared = if same {
-                shared
-            } else {
-                shared.without_connection()
-            };
+            let shared = given.shared(&definition, &successor).or_raise();
             Wanted::new(&definition, &definition, shared)
                 .or_raise()
                 .write(definition.pipeline_id);

@@ -14,6 +14,9 @@ use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
 use crate::{access, reading, settings};
 
+/// The class of the advisory locks on pipelines that are altered; the number is pg_ingest's own.
+const CHANGE_LOCK: i32 = 0x7067_5f69;
+
 /// A pipeline as SQL functions need it.
 pub struct Definition {
     /// Its number.
@@ -60,6 +63,22 @@ impl Definition {
             "SELECT * FROM ingest.pipeline WHERE pipeline_id OPERATOR(pg_catalog.=) $1",
             pipeline_id.into(),
         )
+    }
+
+    /// The pipeline with this name, which the current user owns, kept until the transaction ends from whoever else would alter or
+    /// drop it.
+    pub fn to_change(name: &str) -> Self {
+        let seen = Self::named(name);
+        seen.require_ownership();
+        {
+            let _acting = ActingAs::extension_owner();
+            Spi::run_with_args(
+                "SELECT pg_advisory_xact_lock($1, $2)",
+                &[CHANGE_LOCK.into(), seen.pipeline_id.into()],
+            )
+            .or_raise();
+        }
+        Self::named(name)
     }
 
     /// What is being built to take its place.

@@ -259,8 +259,7 @@ pub(super) fn cleared<'a>(given: Option<&'a str>, present: Option<&'a str>) -> O
 #[pg_extern(sql = false)]
 fn drop_pipeline(name: &str, drop_target: bool) {
     refuse_if_read_only(c"ingest.drop_pipeline()");
-    let definition = Definition::named(name);
-    definition.require_ownership();
+    let definition = Definition::to_change(name);
     // Before the pipeline, which it belongs to.
     drop_successor(&definition);
     {

@@ -265,8 +265,7 @@ pub fn drop_successor(definition: &Definition) -> bool {
 #[pg_extern(sql = false)]
 fn cancel_rebuild(pipeline: &str) -> bool {
     refuse_if_read_only(c"ingest.cancel_rebuild()");
-    let definition = Definition::named(pipeline);
-    definition.require_ownership();
+    let definition = Definition::to_change(pipeline);
     drop_successor(&definition)
 }
 
