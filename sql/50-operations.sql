@@ -272,6 +272,9 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 
+    IF NOT has_table_privilege('ingest.rebuilds', 'SELECT') THEN
+        RETURN;
+    END IF;
     FOR p IN SELECT * FROM ingest.rebuilds r WHERE r.state IN ('blocked', 'failed') AND r.last_error IS DISTINCT FROM problem LOOP
         "check" := format('rebuild of %s', p.pipeline); ok := false;
         detail := concat_ws(': ', p.state, p.last_error);
