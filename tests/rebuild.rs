@@ -301,12 +301,9 @@ fn what_a_user_has_put_on_the_table_is_on_the_new_one() {
     assert_eq!(count(&mut client), 2);
     begin(&db, &new, "");
     // Nobody sees the new table before it is in use.
-    assert_eq!(
-        db.one::<bool>(&format!(
-            "SELECT has_table_privilege('{name}', target::oid, 'SELECT') FROM ingest.rebuilds"
-        )),
-        false
-    );
+    assert!(!db.one::<bool>(&format!(
+        "SELECT has_table_privilege('{name}', target::oid, 'SELECT') FROM ingest.rebuilds"
+    )));
     new.release_answers();
     db.settle();
     assert_ne!(oid(), old_oid);
@@ -439,6 +436,28 @@ fn documents_that_fail_only_anew_wait_for_a_person() {
         found(&db, "Old text of hemlock.").as_deref(),
         Some("hemlock")
     );
+}
+
+#[test]
+fn a_table_that_hides_rows_from_its_owner_is_not_taken_for_an_empty_one() {
+    let db = Database::new();
+    let (name, mut client) = role(&db);
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('mine', target => 'app.docs');
+         INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')",
+    );
+    db.settle();
+    db.run("ALTER TABLE app.docs ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY");
+    let sql = "SELECT ingest.alter_pipeline('mine', chunk_tokens => 100)";
+    assert_eq!(roles::refused(&mut client, sql).code, "42501");
+    db.run("ALTER TABLE app.docs NO FORCE ROW LEVEL SECURITY");
+    run(&mut client, sql);
+    db.settle();
+    assert!(db.one::<bool>("SELECT relrowsecurity FROM pg_class WHERE oid = 'app.docs'::regclass"));
+    run(&mut client, "SELECT ingest.drop_pipeline('mine', true)");
+    drop(client);
+    gone(&db, &name);
 }
 
 #[test]

@@ -250,11 +250,11 @@ pub fn drop_indexes(table: pg_sys::Oid) -> bool {
     !indexes.is_empty()
 }
 
-/// Makes a table without rows one for vectors of so many dimensions. Runs as the current user.
+/// Makes a table without rows one for vectors of so many dimensions; fails if there are any. Runs as the current user.
 pub fn retype_empty(table: pg_sys::Oid, quoted: &str, dimensions: i32) {
     let indexed = drop_indexes(table);
     Spi::run(&format!(
-        "ALTER TABLE {quoted} ALTER COLUMN embedding TYPE {} USING NULL",
+        "ALTER TABLE {quoted} ALTER COLUMN embedding TYPE {}",
         embedding_type(dimensions)
     ))
     .or_raise();
