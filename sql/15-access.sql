@@ -14,7 +14,8 @@ CREATE VIEW ingest.visible_pipelines WITH (security_barrier) AS
 SELECT p.pipeline_id, p.name
 FROM ingest.pipeline AS p
 WHERE pg_has_role(p.owner::oid, 'USAGE')
-   OR EXISTS (SELECT FROM ingest.pipeline_grant g WHERE g.pipeline_id = p.pipeline_id AND pg_has_role(g.grantee::oid, 'USAGE'))
+   OR EXISTS (SELECT FROM ingest.pipeline_grant g
+              WHERE g.pipeline_id IN (p.pipeline_id, p.successor_of) AND pg_has_role(g.grantee::oid, 'USAGE'))
    OR NOT row_security_active('ingest.documents'::regclass);
 COMMENT ON VIEW ingest.visible_pipelines IS 'The pipelines whose documents the current role sees and adds to';
 
@@ -60,8 +61,9 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT string_agg(quote_literal(p.name), ', ' ORDER BY p.name)
     FROM (SELECT CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END AS reader) AS r,
          ingest.pipeline AS p
-    WHERE pg_has_role(r.reader, p.owner::oid, 'USAGE')
-       OR EXISTS (SELECT FROM ingest.pipeline_grant g
-                  WHERE g.pipeline_id = p.pipeline_id AND pg_has_role(r.reader, g.grantee::oid, 'USAGE'))
+    WHERE p.successor_of IS NULL
+      AND (pg_has_role(r.reader, p.owner::oid, 'USAGE')
+           OR EXISTS (SELECT FROM ingest.pipeline_grant g
+                      WHERE g.pipeline_id = p.pipeline_id AND pg_has_role(r.reader, g.grantee::oid, 'USAGE')))
 $$;
 COMMENT ON FUNCTION ingest.pipeline_list() IS 'Names of pipelines that the session''s role owns or was granted, for messages; null when there are none';

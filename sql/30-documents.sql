@@ -1,5 +1,6 @@
 -- What INSERT, UPDATE, DELETE and TRUNCATE on ingest.documents set going. Statement-level triggers: a statement costs
--- one function call and one counter row, however many documents it touches.
+-- one function call and one counter row, however many documents it touches. A pipeline that is being rebuilt has two rows of
+-- its name in ingest.pipeline, and all of it happens for both.
 
 CREATE FUNCTION ingest.unknown_pipeline(name text) RETURNS int
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -34,7 +35,7 @@ COMMENT ON FUNCTION ingest.document_changed() IS 'Keeps id and updated_at';
 -- Where the isolation level is REPEATABLE READ or SERIALIZABLE, the triggers do not see what workers, retry(), alter_pipeline()
 -- and drop_pipeline() have done since the transaction began. As with any row that was changed meanwhile, the transaction has
 -- to be tried again (SQLSTATE 40001): Postgres says so when a row that has changed or gone is locked, and when one is
--- inserted that has come.
+-- inserted that has come. A rebuild that has begun or ended changes the key of its pipeline's row.
 CREATE FUNCTION ingest.refuse_old_snapshot(ids bigint[], pipelines text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -44,18 +45,19 @@ BEGIN
     PERFORM FROM ingest.queue q WHERE q.document_id = ANY (ids) FOR UPDATE;
     PERFORM FROM ingest.failures f WHERE f.document_id = ANY (ids) FOR UPDATE;
     WITH probe AS (
-        INSERT INTO ingest.queue (document_id, pipeline_id, bytes) SELECT u.id, 0, 0 FROM unnest(ids) AS u(id)
+        INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
+        SELECT u.id, p.pipeline_id, -1 FROM unnest(ids) AS u(id), ingest.pipeline p WHERE p.name = ANY (pipelines)
         ON CONFLICT DO NOTHING RETURNING document_id
     )
     SELECT array_agg(document_id) INTO probes FROM probe;
-    DELETE FROM ingest.queue q WHERE q.document_id = ANY (probes);
+    DELETE FROM ingest.queue q WHERE q.document_id = ANY (probes) AND q.bytes = -1;
     WITH probe AS (
-        INSERT INTO ingest.failures (pipeline, document_id, key, error_class, message, attempts, retryable)
-        SELECT '', u.id, '', 'internal', '', 0, false FROM unnest(ids) AS u(id)
+        INSERT INTO ingest.failures (pipeline, document_id, key, error_class, message, attempts, retryable, rebuild)
+        SELECT '', u.id, '', 'internal', '', 0, false, r.rebuild FROM unnest(ids) AS u(id), (VALUES (false), (true)) AS r(rebuild)
         ON CONFLICT DO NOTHING RETURNING document_id
     )
     SELECT array_agg(document_id) INTO probes FROM probe;
-    DELETE FROM ingest.failures f WHERE f.document_id = ANY (probes);
+    DELETE FROM ingest.failures f WHERE f.document_id = ANY (probes) AND f.pipeline = '';
 END $$;
 COMMENT ON FUNCTION ingest.refuse_old_snapshot(bigint[], text[]) IS 'Raises a serialization failure where the transaction''s snapshot does not show what became of these documents and pipelines';
 REVOKE ALL ON FUNCTION ingest.refuse_old_snapshot(bigint[], text[]) FROM PUBLIC;
@@ -112,12 +114,13 @@ BEGIN
     WITH dequeued AS (
         DELETE FROM ingest.queue q WHERE q.document_id = ANY (ids) RETURNING q.document_id, q.pipeline_id, q.bytes
     ), unfailed AS (
-        DELETE FROM ingest.failures f WHERE f.document_id = ANY (ids) RETURNING f.document_id, f.pipeline
+        DELETE FROM ingest.failures f WHERE f.document_id = ANY (ids) RETURNING f.document_id, f.pipeline, f.rebuild
     ), changes AS (
         SELECT pipeline_id, 0 AS documents, 1 AS queued, bytes, 0 AS failed FROM dequeued
         UNION ALL
-        SELECT p.pipeline_id, 0, 0, 0, 1 FROM unfailed f JOIN ingest.pipeline p ON p.name = f.pipeline
-        WHERE NOT EXISTS (SELECT FROM dequeued d WHERE d.document_id = f.document_id)
+        SELECT p.pipeline_id, 0, 0, 0, 1 FROM unfailed f
+        JOIN ingest.pipeline p ON p.name = f.pipeline AND (p.successor_of IS NOT NULL) = f.rebuild
+        WHERE NOT EXISTS (SELECT FROM dequeued d WHERE d.document_id = f.document_id AND d.pipeline_id = p.pipeline_id)
         UNION ALL
         SELECT p.pipeline_id, count(*), 0, 0, 0 FROM unnest(pipelines) AS u(name) JOIN ingest.pipeline p ON p.name = u.name
         GROUP BY p.pipeline_id
@@ -155,7 +158,7 @@ BEGIN
     SELECT array_agg(id), array_agg(pipeline), array_agg(key) INTO ids, pipelines, keys FROM old_rows;
     IF ids IS NOT NULL THEN
         IF ingest.has_old_snapshot() THEN
-            PERFORM ingest.refuse_old_snapshot(ids, NULL);
+            PERFORM ingest.refuse_old_snapshot(ids, pipelines);
         END IF;
         PERFORM ingest.forget_documents(ids, pipelines, keys);
         PERFORM ingest.wake_to_review();
@@ -177,7 +180,8 @@ BEGIN
         RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF ingest.has_old_snapshot() THEN
-        PERFORM ingest.refuse_old_snapshot(ARRAY(SELECT n.id FROM new_rows n), ARRAY(SELECT DISTINCT n.pipeline FROM new_rows n));
+        PERFORM ingest.refuse_old_snapshot(ARRAY(SELECT n.id FROM new_rows n),
+            ARRAY(SELECT n.pipeline FROM new_rows n UNION SELECT o.pipeline FROM old_rows o));
     END IF;
     -- Another pipeline or key is another document: the old one goes, the new one is queued.
     SELECT array_agg(o.id), array_agg(o.pipeline), array_agg(o.key) INTO moved_ids, moved_pipelines, moved_keys
@@ -201,17 +205,19 @@ BEGIN
     -- one of the documents is waited for first, so that the statement after sees what it settled.
     PERFORM FROM ingest.queue q JOIN new_rows n ON n.id = q.document_id FOR UPDATE OF q;
     WITH changed AS (
-        SELECT n.id, p.pipeline_id, coalesce(octet_length(n.content), 0) AS bytes
+        SELECT n.id, p.pipeline_id, p.successor_of IS NOT NULL AS rebuild, coalesce(octet_length(n.content), 0) AS bytes
         FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
         WHERE n.content IS DISTINCT FROM o.content AND n.pipeline = o.pipeline AND n.key = o.key
     ), before AS (
-        SELECT q.document_id, q.bytes FROM ingest.queue q JOIN changed c ON c.id = q.document_id FOR UPDATE OF q
+        SELECT q.document_id, q.pipeline_id, q.bytes
+        FROM ingest.queue q JOIN changed c ON c.id = q.document_id AND c.pipeline_id = q.pipeline_id FOR UPDATE OF q
     ), queued AS (
         -- With neither queue row nor failure it was embedded: what of it has not changed is not paid for again.
         INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes, revised)
-        SELECT c.id, c.pipeline_id, c.bytes, NOT EXISTS (SELECT FROM ingest.failures f WHERE f.document_id = c.id)
-        FROM changed c LEFT JOIN before b ON b.document_id = c.id
-        ON CONFLICT (document_id) DO UPDATE
+        SELECT c.id, c.pipeline_id, c.bytes,
+               NOT EXISTS (SELECT FROM ingest.failures f WHERE f.document_id = c.id AND f.rebuild = c.rebuild)
+        FROM changed c LEFT JOIN before b ON b.document_id = c.id AND b.pipeline_id = c.pipeline_id
+        ON CONFLICT (document_id, pipeline_id) DO UPDATE
             SET bytes = EXCLUDED.bytes, attempts = 0, crashes = 0, claimed_by = NULL, claim_token = NULL, retry_at = NULL
         RETURNING q.document_id, q.pipeline_id, q.bytes, (q.xmax = 0) AS is_new
     )
@@ -219,8 +225,9 @@ BEGIN
     SELECT q.pipeline_id, count(*) FILTER (WHERE q.is_new), sum(q.bytes - coalesce(b.bytes, 0)),
            -count(f.document_id) FILTER (WHERE q.is_new)
     FROM queued q
-    LEFT JOIN before b ON b.document_id = q.document_id
-    LEFT JOIN ingest.failures f ON f.document_id = q.document_id
+    JOIN changed c ON c.id = q.document_id AND c.pipeline_id = q.pipeline_id
+    LEFT JOIN before b ON b.document_id = q.document_id AND b.pipeline_id = q.pipeline_id
+    LEFT JOIN ingest.failures f ON f.document_id = q.document_id AND f.rebuild = c.rebuild
     GROUP BY q.pipeline_id;
     woken := woken OR FOUND;
 
@@ -233,7 +240,7 @@ BEGIN
         GROUP BY p.pipeline_id
     LOOP
         UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL
-        WHERE document_id = ANY (relabelled.ids) AND claimed_by IS NOT NULL;
+        WHERE document_id = ANY (relabelled.ids) AND pipeline_id = relabelled.pipeline_id AND claimed_by IS NOT NULL;
         PERFORM ingest.replace_metadata(relabelled.pipeline_id, relabelled.keys, relabelled.metadata);
         woken := true;
     END LOOP;

@@ -28,7 +28,7 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_row ingest.pipeline;
 BEGIN
-    SELECT * INTO found_row FROM ingest.pipeline p WHERE p.name = pipeline_named.name;
+    SELECT * INTO found_row FROM ingest.pipeline p WHERE p.name = pipeline_named.name AND p.successor_of IS NULL;
     IF NOT FOUND THEN
         PERFORM ingest.unknown_pipeline(coalesce(name, 'null'));
     END IF;
@@ -37,9 +37,10 @@ END $$;
 COMMENT ON FUNCTION ingest.pipeline_named(text) IS 'The definition of the pipeline with this name; an error when there is none';
 REVOKE ALL ON FUNCTION ingest.pipeline_named(text) FROM PUBLIC;
 
-CREATE FUNCTION ingest.target_of(pipeline text) RETURNS TABLE (target regclass, dimensions int, layout text, language text)
+CREATE FUNCTION ingest.target_of(pipeline text)
+RETURNS TABLE (target regclass, dimensions int, layout text, language text, generation int)
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT p.target, p.dimensions, p.layout, p.language FROM ingest.pipeline_named(pipeline) AS p
+    SELECT p.target, p.dimensions, p.layout, p.language, p.generation FROM ingest.pipeline_named(pipeline) AS p
 $$;
 COMMENT ON FUNCTION ingest.target_of(text) IS 'Where the pipeline of this name keeps its chunks; an error when there is none. Whoever may read the table may search it';
 
@@ -48,7 +49,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN
     UPDATE ingest.pipeline p
     SET paused = set_paused.paused, blocked_error = NULL, blocked_until = NULL, blocked_times = 0
-    WHERE p.pipeline_id = set_paused.pipeline_id;
+    WHERE set_paused.pipeline_id IN (p.pipeline_id, p.successor_of);
     PERFORM ingest.wake_to_review();
 END $$;
 COMMENT ON FUNCTION ingest.set_paused(int, boolean) IS 'What pause() and resume() write';
@@ -70,7 +71,8 @@ SELECT p.name, p.owner, p.model, p.dimensions,
        ARRAY(SELECT g.grantee FROM ingest.pipeline_grant g WHERE g.pipeline_id = p.pipeline_id ORDER BY g.grantee::oid) AS granted_to
 FROM ingest.pipeline AS p
 JOIN ingest.visible_pipelines AS v USING (pipeline_id)
-CROSS JOIN LATERAL (SELECT pg_has_role(p.owner::oid, 'USAGE') AS owned) AS o;
+CROSS JOIN LATERAL (SELECT pg_has_role(p.owner::oid, 'USAGE') AS owned) AS o
+WHERE p.successor_of IS NULL;
 COMMENT ON VIEW ingest.pipelines IS 'The definitions of the pipelines that you own or were granted. api_key is a reference to a key, never a key; it, base_url and request are the owner''s to see';
 COMMENT ON COLUMN ingest.pipelines.target IS 'the table that holds the chunks and their vectors';
 COMMENT ON COLUMN ingest.pipelines.chunk_tokens IS 'longest chunk, in tokens of the model';
@@ -101,7 +103,8 @@ SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmap
 $$;
 COMMENT ON FUNCTION ingest.claimed_documents() IS 'Documents that workers hold, by pipeline';
 
-CREATE VIEW ingest.progress WITH (security_barrier) AS
+-- Of all pipelines that the role sees, those that are being rebuilt and their rebuilds, which have their name.
+CREATE VIEW ingest.progress_of_all WITH (security_barrier) AS
 WITH counted AS (
     SELECT p.*, t.documents + t.archived AS total, t.queued, t.queued_bytes, t.failed AS settled_failed, t.chunks, t.tokens,
            t.reused_tokens,
@@ -138,10 +141,23 @@ SELECT n.name AS pipeline,
             END AS eta,
        ingest.cost_usd(n.model, n.tokens) AS cost_usd,
        coalesce(n.blocked_error, n.problem,
-                (SELECT f.message FROM ingest.failures f WHERE f.pipeline = n.name ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error,
-       n.reused_tokens, ingest.cost_usd(n.model, n.reused_tokens) AS saved_usd
-FROM named n LEFT JOIN ingest.rates() r USING (pipeline_id)
-ORDER BY n.name;
+                (SELECT f.message FROM ingest.failures f
+                 WHERE f.pipeline = n.name AND f.rebuild = (n.successor_of IS NOT NULL)
+                 ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error,
+       n.reused_tokens, ingest.cost_usd(n.model, n.reused_tokens) AS saved_usd, n.pipeline_id, n.successor_of
+FROM named n LEFT JOIN ingest.rates() r USING (pipeline_id);
+COMMENT ON VIEW ingest.progress_of_all IS 'Behind the views ingest.progress and ingest.rebuilds';
+
+CREATE VIEW ingest.progress WITH (security_barrier) AS
+SELECT a.pipeline, a.state, a.documents, a.embedded, a.pending, a.in_flight, a.failed, a.percent, a.bar, a.chunks, a.tokens,
+       a.documents_per_minute, a.tokens_per_minute, a.eta, a.cost_usd, a.last_error, a.reused_tokens, a.saved_usd,
+       CASE WHEN EXISTS (SELECT FROM ingest.pipeline s WHERE s.successor_of = a.pipeline_id)
+            THEN (SELECT format('%s %% of %s', r.percent, p.model)
+                  FROM ingest.progress_of_all r JOIN ingest.pipeline p USING (pipeline_id)
+                  WHERE r.successor_of = a.pipeline_id) END AS rebuilding
+FROM ingest.progress_of_all a
+WHERE a.successor_of IS NULL
+ORDER BY a.pipeline;
 COMMENT ON VIEW ingest.progress IS 'How far each pipeline is: SELECT * FROM ingest.progress \watch 1';
 COMMENT ON COLUMN ingest.progress.state IS 'idle, running, cooling_down, paused, or blocked (needs a person: see last_error)';
 COMMENT ON COLUMN ingest.progress.documents IS 'documents staged, and those embedded and deleted with on_success => ''delete''';
@@ -157,6 +173,7 @@ COMMENT ON COLUMN ingest.progress.cost_usd IS 'price of tokens by the model cata
 COMMENT ON COLUMN ingest.progress.last_error IS 'why the pipeline is blocked, else the latest failure';
 COMMENT ON COLUMN ingest.progress.reused_tokens IS 'tokens that were not sent because the vectors of the same texts were there, since the pipeline was created: chunks of changed documents that did not change, and texts that occur more than once';
 COMMENT ON COLUMN ingest.progress.saved_usd IS 'price of reused_tokens by the model catalogue, in US dollars';
+COMMENT ON COLUMN ingest.progress.rebuilding IS 'how far the new vectors are that alter_pipeline() asked for: see ingest.rebuilds; null when none are made';
 
 -- What drop_pipeline() removes of ours. The lock keeps documents out that would find no pipeline afterwards.
 CREATE FUNCTION ingest.remove_pipeline(pipeline_id int) RETURNS void
@@ -172,6 +189,7 @@ BEGIN
     END IF;
     -- In the order in which a worker locks: documents, queue, pipeline, differences, counter.
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM ingest.remove_successor(remove_pipeline.pipeline_id);
     DELETE FROM ingest.queue q WHERE q.pipeline_id = remove_pipeline.pipeline_id;
     DELETE FROM ingest.pipeline p WHERE p.pipeline_id = remove_pipeline.pipeline_id RETURNING p.* INTO gone;
     DELETE FROM ingest.failures f WHERE f.pipeline = gone.name;
@@ -200,15 +218,15 @@ BEGIN
     WITH again AS (
         INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes, revised)
         SELECT d.id, p.pipeline_id, coalesce(octet_length(d.content), 0),
-               NOT EXISTS (SELECT FROM ingest.failures f WHERE f.document_id = d.id)
+               NOT EXISTS (SELECT FROM ingest.failures f WHERE f.document_id = d.id AND f.rebuild = (p.successor_of IS NOT NULL))
         FROM ingest.documents d JOIN ingest.pipeline p ON p.name = d.pipeline
         WHERE p.pipeline_id = requeue_all.pipeline_id
-        ON CONFLICT (document_id) DO UPDATE SET claimed_by = NULL, claim_token = NULL, retry_at = NULL, attempts = 0
+        ON CONFLICT ON CONSTRAINT queue_pkey DO UPDATE SET claimed_by = NULL, claim_token = NULL, retry_at = NULL, attempts = 0
         RETURNING q.document_id, q.bytes, (q.xmax = 0) AS is_new
     ), counted AS (
         INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed)
         SELECT requeue_all.pipeline_id, count(*), coalesce(sum(a.bytes), 0), -count(f.document_id)
-        FROM again a LEFT JOIN ingest.failures f ON f.document_id = a.document_id
+        FROM again a LEFT JOIN ingest.failures f ON f.document_id = a.document_id AND NOT f.rebuild
         WHERE a.is_new
         RETURNING queued
     )

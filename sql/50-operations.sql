@@ -24,7 +24,8 @@ BEGIN
     IF ingest.has_old_snapshot() THEN
         PERFORM ingest.refuse_old_snapshot(ARRAY(
             SELECT f.document_id FROM ingest.failures f JOIN ingest.pipeline p ON p.name = f.pipeline
-            WHERE p.pipeline_id = ANY (retry_failures.pipelines)), NULL);
+            WHERE p.pipeline_id = ANY (retry_failures.pipelines)),
+            ARRAY(SELECT p.name FROM ingest.pipeline p WHERE p.pipeline_id = ANY (retry_failures.pipelines)));
     END IF;
     WITH again AS (
         -- What the worker died of is tried with care, and not as often again.
@@ -32,13 +33,13 @@ BEGIN
         SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0),
                CASE WHEN f.error_class = 'internal' AND NOT f.retryable THEN 1 ELSE 0 END
         FROM ingest.failures f
-        JOIN ingest.pipeline p ON p.name = f.pipeline
+        JOIN ingest.pipeline p ON p.name = f.pipeline AND (p.successor_of IS NOT NULL) = f.rebuild
         JOIN ingest.documents d ON d.id = f.document_id
-        WHERE p.pipeline_id = ANY (retry_failures.pipelines)
+        WHERE (p.pipeline_id = ANY (retry_failures.pipelines) OR p.successor_of = ANY (retry_failures.pipelines))
           AND (retry_failures.key IS NULL OR f.key = retry_failures.key)
           AND (retry_failures.error_class IS NULL OR f.error_class = retry_failures.error_class)
-          AND NOT EXISTS (SELECT FROM ingest.queue q WHERE q.document_id = f.document_id)
-        ON CONFLICT (document_id) DO NOTHING
+          AND NOT EXISTS (SELECT FROM ingest.queue q WHERE q.document_id = f.document_id AND q.pipeline_id = p.pipeline_id)
+        ON CONFLICT (document_id, pipeline_id) DO NOTHING
         RETURNING pipeline_id, bytes
     ), counted AS (
         INSERT INTO ingest.counter_delta (pipeline_id, queued, queued_bytes, failed)
@@ -56,18 +57,24 @@ REVOKE ALL ON FUNCTION ingest.retry_failures(int[], text, text) FROM PUBLIC;
 
 CREATE FUNCTION ingest.pending_documents(pipelines int[]) RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(sum(t.queued), 0)::bigint FROM ingest.totals t WHERE t.pipeline_id = ANY (pending_documents.pipelines)
+    -- A rebuild is pending until it has taken the old one's place.
+    SELECT coalesce(sum(t.queued), 0)::bigint + count(p.successor_of)
+    FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
+    WHERE t.pipeline_id = ANY (pending_documents.pipelines)
 $$;
-COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines';
+COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines, and rebuilds among them that have not ended';
 
 CREATE FUNCTION ingest.stuck_pipelines(pipeline text) RETURNS text
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT string_agg(format('%s is %s', p.pipeline, p.state), '; ')
-    FROM ingest.progress p
-    WHERE (p.state IN ('paused', 'blocked') AND p.pending > 0 OR p.state = 'blocked' AND p.in_flight > 0)
-      AND (stuck_pipelines.pipeline IS NULL OR p.pipeline = stuck_pipelines.pipeline)
+    FROM (SELECT g.pipeline, g.state FROM ingest.progress g
+          WHERE g.state IN ('paused', 'blocked') AND g.pending > 0 OR g.state = 'blocked' AND g.in_flight > 0
+          UNION ALL
+          SELECT format('%s (rebuild)', r.pipeline), r.state FROM ingest.rebuilds r
+          WHERE r.state IN ('paused', 'blocked', 'failed')) AS p(pipeline, state)
+    WHERE (stuck_pipelines.pipeline IS NULL OR p.pipeline IN (stuck_pipelines.pipeline, format('%s (rebuild)', stuck_pipelines.pipeline)))
 $$;
-COMMENT ON FUNCTION ingest.stuck_pipelines(text) IS 'Paused or blocked pipelines with documents waiting, as a sentence; null when there are none';
+COMMENT ON FUNCTION ingest.stuck_pipelines(text) IS 'Paused or blocked pipelines with documents waiting, and rebuilds that wait for a person, as a sentence; null when there are none';
 
 CREATE FUNCTION ingest.wait(pipeline text = NULL, timeout interval = NULL) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -129,9 +136,10 @@ BEGIN
     ), dequeued AS (
         DELETE FROM ingest.queue q USING bad b WHERE q.document_id = b.id RETURNING q.document_id, q.pipeline_id, q.bytes
     ), failed AS (
-        INSERT INTO ingest.failures AS f (pipeline, document_id, key, error_class, message, attempts, retryable)
-        SELECT b.pipeline, b.id, b.key, 'invalid_request', b.error, 1, false FROM bad b JOIN dequeued q ON q.document_id = b.id
-        ON CONFLICT (document_id) DO UPDATE
+        INSERT INTO ingest.failures AS f (pipeline, document_id, key, error_class, message, attempts, retryable, rebuild)
+        SELECT b.pipeline, b.id, b.key, 'invalid_request', b.error, 1, false, p.successor_of IS NOT NULL
+        FROM bad b JOIN dequeued q ON q.document_id = b.id JOIN ingest.pipeline p USING (pipeline_id)
+        ON CONFLICT (document_id, rebuild) DO UPDATE
             SET error_class = EXCLUDED.error_class, http_status = NULL, message = EXCLUDED.message,
                 attempts = f.attempts + 1, last_failed_at = now(), retryable = false
     )
@@ -262,6 +270,19 @@ BEGIN
         "check" := format('state of %s', p.pipeline); ok := p.state <> 'blocked';
         detail := p.state || coalesce(': ' || p.last_error, '');
         hint := format('SELECT ingest.resume(%L);', p.pipeline);
+        RETURN NEXT;
+    END LOOP;
+
+    IF NOT has_table_privilege('ingest.rebuilds', 'SELECT') THEN
+        RETURN;
+    END IF;
+    FOR p IN SELECT * FROM ingest.rebuilds r WHERE r.state IN ('blocked', 'failed') AND r.last_error IS DISTINCT FROM problem LOOP
+        "check" := format('rebuild of %s', p.pipeline); ok := false;
+        detail := concat_ws(': ', p.state, p.last_error);
+        hint := CASE WHEN p.state = 'failed'
+                     THEN format('SELECT ingest.retry(%1$L); to try those again that fail only with the new definition, or SELECT '
+                                 'ingest.finish_rebuild(%1$L); to switch without them.', p.pipeline)
+                     ELSE format('SELECT ingest.resume(%1$L); when it is put right, or SELECT ingest.cancel_rebuild(%1$L);', p.pipeline) END;
         RETURN NEXT;
     END LOOP;
 END $$;

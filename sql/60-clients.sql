@@ -69,6 +69,7 @@ RETURNS TABLE (key text, chunk_no int, content text, metadata jsonb, similarity 
 LANGUAGE plpgsql VOLATILE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     t record;
+    vector real[];
     before text[];
     chunk text;
 BEGIN
@@ -80,6 +81,7 @@ BEGIN
                             coalesce(semantic_weight::text, 'null'), coalesce(rrf_k::text, 'null')),
             HINT = 'A weight of 0 leaves a list out of the score; the larger rrf_k, the less the first places stand out.';
     END IF;
+    vector := ingest.embed_for_search(query, pipeline);
     SELECT * INTO t FROM ingest.searched(pipeline);
     before := ingest.widen_scan(2 * k::bigint, filter IS NOT NULL);
     chunk := format('SELECT %s AS id, %s AS key, %s AS chunk_no, %s AS content, %s AS metadata, %s %s $1::%s AS distance',
@@ -99,7 +101,7 @@ BEGIN
         ') SELECT f.key, f.chunk_no, f.content, f.metadata, 1 - f.distance, f.score FROM fused AS f WHERE f.copy = 1'
         '  ORDER BY f.score DESC, f.distance, f.id LIMIT $8',
         chunk, t.target, t.filtered, ingest.text_search_of(t.layout, t.language), t.language)
-        USING ingest.embed(query, pipeline), query, filter, 2 * k::bigint, full_text_weight, semantic_weight, rrf_k, k;
+        USING vector, query, filter, 2 * k::bigint, full_text_weight, semantic_weight, rrf_k, k;
     PERFORM ingest.restore_scan(before);
 END $$;
 COMMENT ON FUNCTION ingest.hybrid_search(text, int, text, jsonb, float8, float8, int)

@@ -15,21 +15,51 @@ LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION ingest.vector_schema() IS 'The schema of pgvector, quoted for use in SQL';
 
+-- A rebuild may end while the query is being embedded, and its vector belongs to the old table then. From the moment that
+-- the table is locked, which costs nothing more than reading it later does, none can.
+CREATE FUNCTION ingest.embed_for_search(query text, pipeline text) RETURNS real[]
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    asked record;
+    present record;
+    vector real[];
+BEGIN
+    LOOP
+        SELECT t.generation, t.target::text AS place INTO asked FROM ingest.target_of(pipeline) AS t;
+        -- A table that is gone has a number and no name.
+        IF asked.place !~ '^[0-9]+$' THEN
+            vector := ingest.embed_array(query, pipeline);
+            EXECUTE format('SELECT FROM %s WHERE false', asked.place);
+        END IF;
+        SELECT t.generation INTO present FROM ingest.target_of(pipeline) AS t;
+        IF present.generation = asked.generation THEN
+            IF asked.place ~ '^[0-9]+$' AND ingest.has_old_snapshot() THEN
+                RAISE EXCEPTION 'the vectors of pipeline % were replaced after this transaction began', quote_literal(pipeline)
+                    USING ERRCODE = 'serialization_failure', HINT = 'Try the transaction again.';
+            END IF;
+            RETURN vector;
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION ingest.embed_for_search(text, text) IS 'The vector of a query, to be compared with what is in the pipeline''s table, which is locked against being replaced until the transaction ends';
+
 CREATE FUNCTION ingest.search(query text, k int = 10, pipeline text = 'default', filter jsonb = NULL)
 RETURNS TABLE (key text, chunk_no int, content text, metadata jsonb, similarity float8)
 LANGUAGE plpgsql VOLATILE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     t record;
+    vector real[];
     before text[];
 BEGIN
     PERFORM ingest.check_k(k);
+    vector := ingest.embed_for_search(query, pipeline);
     SELECT * INTO t FROM ingest.searched(pipeline);
     before := ingest.widen_scan(k, filter IS NOT NULL);
     RETURN QUERY EXECUTE format(
         'SELECT %1$s, %2$s, %3$s, %4$s, 1 - (%6$s %7$s $1::%8$s) FROM %9$s AS c'
         ' WHERE $3 IS NULL OR %5$s @> $3 ORDER BY %6$s %7$s $1::%8$s LIMIT $2',
         t.key, t.chunk_no, t.content, t.metadata, t.filtered, t.embedding, t.distance, t.vector_type, t.target)
-        USING ingest.embed(query, pipeline), k, filter;
+        USING vector, k, filter;
     PERFORM ingest.restore_scan(before);
 END $$;
 COMMENT ON FUNCTION ingest.search(text, int, text, jsonb) IS 'The k chunks nearest to the query by cosine similarity, among those whose metadata contains the filter';

@@ -51,5 +51,5 @@ BEGIN
 END $$;
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON ingest.documents TO PUBLIC;
-GRANT SELECT ON ingest.failures, ingest.progress, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
+GRANT SELECT ON ingest.failures, ingest.progress, ingest.rebuilds, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
     ingest.visible_limits TO PUBLIC;

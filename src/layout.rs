@@ -309,6 +309,26 @@ impl Layout {
         )
     }
 
+    /// Counts the rows in a table that somebody else wrote, as far as that can be told.
+    pub fn count_others(self, table: &str) -> String {
+        format!(
+            "SELECT pg_catalog.count(*) FROM {table} AS c WHERE NOT ({})",
+            self.columns().is_ours
+        )
+    }
+
+    /// The next keys of documents that have chunks, after `$1` (from the beginning when it is null): so many, in an array.
+    pub fn keys_after(self, table: &str, most: i64) -> String {
+        let Columns {
+            found_by, is_ours, ..
+        } = self.columns();
+        format!(
+            "SELECT array_agg(k.key) FROM (
+                 SELECT DISTINCT {found_by} AS key FROM {table} AS c WHERE ($1::text IS NULL OR {found_by} > $1::text) AND {is_ours}
+                 ORDER BY key LIMIT {most}) AS k"
+        )
+    }
+
     /// Deletes the chunks of the documents with the keys `$1` (`text[]`; all when it is null), and counts them and their
     /// tokens. With `none`, none.
     pub fn delete(self, table: &str, which: Which) -> String {

@@ -1,49 +1,8 @@
 //! Promise: what `pg_dump` writes, `psql` restores: pipelines, documents, chunks, what waits and what failed; nothing is
 //! embedded again, and what was waiting goes on.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-
 use fake_api::FakeApi;
 use harness::*;
-
-fn dump(db: &Database, options: &[&str]) -> PathBuf {
-    let file = db.cluster().home().join(format!("{}.sql", db.name()));
-    db.cluster().run(
-        db.cluster()
-            .program("pg_dump")
-            .args(options)
-            .arg("--file")
-            .arg(&file)
-            .arg(db.name()),
-    );
-    file
-}
-
-fn restore(file: &Path, into: &Database) {
-    let text = std::fs::File::open(file).expect("the dump");
-    let done = into
-        .cluster()
-        .program("psql")
-        .args([
-            "-X",
-            "-q",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-o",
-            "/dev/null",
-            "-d",
-            into.name(),
-        ])
-        .stdin(Stdio::from(text))
-        .output()
-        .expect("psql runs");
-    assert!(
-        done.status.success(),
-        "{}",
-        String::from_utf8_lossy(&done.stderr)
-    );
-}
 
 /// Everything that must be the same afterwards.
 fn content(db: &Database) -> Vec<Vec<String>> {
@@ -87,11 +46,11 @@ fn a_restored_database_is_the_same_and_goes_on() {
     let db = Database::new();
     fill(&db);
     let before = content(&db);
-    let file = dump(&db, &[]);
+    let file = db.dump(&[]);
     // Another server, where nothing of this one is known.
     let other = Cluster::start(&[]);
     let restored = Database::empty_in(&other);
-    restore(&file, &restored);
+    restored.restore(&file);
     restored.worker();
     assert_eq!(content(&restored), before);
     // The sequences go on where they were.
@@ -127,10 +86,10 @@ fn a_backlog_goes_on_after_a_restore_by_itself() {
         let progress = db.progress();
         progress.in_flight > 0 && progress.embedded > 0
     });
-    let file = dump(&db, &[]);
+    let file = db.dump(&[]);
     db.run("SELECT ingest.drop_pipeline('default', true)");
     let restored = Database::empty_in(db.cluster());
-    restore(&file, &restored);
+    restored.restore(&file);
     // Nobody commits anything after the restore: the worker has to find out by itself.
     restored.settle();
     assert_eq!(restored.progress().counts(), (150, 150, 0, 0));
@@ -145,11 +104,11 @@ fn schema_and_data_can_be_restored_apart() {
     let db = Database::new();
     fill(&db);
     let before = content(&db);
-    let schema = dump(&db, &["--schema-only"]);
+    let schema = db.dump(&["--schema-only"]);
     let restored = Database::empty_in(db.cluster());
-    restore(&schema, &restored);
+    restored.restore(&schema);
     restored.worker();
-    restore(&dump(&db, &["--data-only"]), &restored);
+    restored.restore(&db.dump(&["--data-only"]));
     assert_eq!(content(&restored), before);
     restored.run("SELECT ingest.resume('Other \"docs\"')");
     restored.settle();
@@ -198,7 +157,7 @@ fn a_remote_backlog_goes_on_in_a_fresh_server_and_nothing_embedded_is_sent_again
     let old = Cluster::start(&[]);
     let db = Database::new_in(&old);
     fill_remote(&db, &api);
-    let file = dump(&db, &["--serializable-deferrable"]);
+    let file = db.dump(&["--serializable-deferrable"]);
     let rows = [
         "SELECT name, owner, model, dimensions, base_url, api_key, target, chunk_tokens, limits, concurrency, batch_size, max_attempts,
                 index, on_success, request, paused, created_at FROM ingest.pipelines",
@@ -217,7 +176,7 @@ fn a_remote_backlog_goes_on_in_a_fresh_server_and_nothing_embedded_is_sent_again
 
     let new = Cluster::start(&[("pg_ingest.workers", "0")]);
     let restored = Database::empty_in(&new);
-    restore(&file, &restored);
+    restored.restore(&file);
     assert_eq!(rows.map(|sql| restored.rows_as_text(sql)), before);
     api.reset();
     api.release_answers();

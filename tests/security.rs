@@ -161,6 +161,10 @@ fn a_pipeline_obeys_its_owner_only() {
         "SELECT ingest.set_paused(1, true)",
         "SELECT ingest.remove_pipeline(1)",
         "SELECT ingest.requeue_all(1)",
+        "SELECT ingest.cancel_rebuild('default')",
+        "SELECT ingest.finish_rebuild('default')",
+        "SELECT ingest.take_place(1)",
+        "SELECT ingest.remove_successor(1)",
         "SELECT ingest.replace_metadata(1, ARRAY['keys.md'], ARRAY['{}'::jsonb])",
         "SELECT ingest.stage_files('default', ARRAY['k'], ARRAY['x'], ARRAY['{}'::jsonb], ARRAY[NULL])",
     ] {
@@ -330,11 +334,12 @@ fn the_names_are_those_of_the_contract() {
         columns("progress"),
         "pipeline, state, documents, embedded, pending, in_flight, failed, percent, bar, chunks, tokens, \
          documents_per_minute, tokens_per_minute, eta, cost_usd, last_error, \
-         reused_tokens, saved_usd"
+         reused_tokens, saved_usd, rebuilding"
     );
     assert_eq!(
         columns("failures"),
-        "pipeline, document_id, key, error_class, http_status, message, attempts, first_failed_at, last_failed_at, retryable"
+        "pipeline, document_id, key, error_class, http_status, message, attempts, first_failed_at, last_failed_at, retryable, \
+         rebuild"
     );
     assert_eq!(
         columns("workers"),

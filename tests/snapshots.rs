@@ -83,7 +83,9 @@ fn an_old_snapshot_that_shows_a_failure_of_former_times_miscounts_nothing() {
     // It shows none, and there is one.
     let mut client = begin(&db, "REPEATABLE READ");
     api.refuse_text("text");
-    db.run("SELECT ingest.alter_pipeline('p', chunk_tokens => 100)");
+    db.run(
+        "SELECT ingest.alter_pipeline('p', chunk_tokens => 100); SELECT ingest.finish_rebuild('p')",
+    );
     db.settle();
     api.clear_faults();
     let statement = "UPDATE ingest.documents SET content = 'The last one.'";

@@ -15,10 +15,17 @@ use crate::layout::Layout;
 use crate::owner::ActingAs;
 use crate::{access, reading, settings};
 
+/// The class of the advisory locks on pipelines that are altered; the number is pg_ingest's own.
+const CHANGE_LOCK: i32 = 0x7067_5f69;
+
 /// A pipeline as SQL functions need it.
 pub struct Definition {
     /// Its number.
     pub pipeline_id: i32,
+    /// Counts up with every change after which vectors are of another kind.
+    pub generation: i32,
+    /// Whether it is built to take another one's place, which has the same name.
+    pub rebuild: bool,
     /// Its name.
     pub name: String,
     /// Its owner.
@@ -42,6 +49,7 @@ pub struct Definition {
     pub(super) splitter: String,
     pub(super) index: String,
     pub(super) language: String,
+    pub(super) on_success: String,
     /// Inputs of a request at most, if the user said so.
     pub batch_size: Option<i32>,
 }
@@ -58,6 +66,30 @@ impl Definition {
         Self::read(
             "SELECT * FROM ingest.pipeline WHERE pipeline_id OPERATOR(pg_catalog.=) $1",
             pipeline_id.into(),
+        )
+    }
+
+    /// The pipeline with this name, which the current user owns, kept until the transaction ends from whoever else would alter or
+    /// drop it.
+    pub fn to_change(name: &str) -> Self {
+        let seen = Self::named(name);
+        seen.require_ownership();
+        {
+            let _acting = ActingAs::extension_owner();
+            Spi::run_with_args(
+                "SELECT pg_advisory_xact_lock($1, $2)",
+                &[CHANGE_LOCK.into(), seen.pipeline_id.into()],
+            )
+            .or_raise();
+        }
+        Self::named(name)
+    }
+
+    /// What is being built to take its place.
+    pub fn successor(&self) -> Option<Self> {
+        Self::read(
+            "SELECT * FROM ingest.pipeline WHERE successor_of OPERATOR(pg_catalog.=) $1",
+            self.pipeline_id.into(),
         )
     }
 
@@ -81,6 +113,8 @@ impl Definition {
             };
             Ok(Some(Self {
                 pipeline_id: number("pipeline_id")?,
+                generation: number("generation")?,
+                rebuild: row.get_by_name::<i32, _>("successor_of")?.is_some(),
                 name: text("name")?,
                 owner: oid("owner")?,
                 model: text("model")?,
@@ -100,6 +134,7 @@ impl Definition {
                 splitter: text("splitter")?,
                 index: text("index")?,
                 language: text("language")?,
+                on_success: text("on_success")?,
             }))
         })
         .or_raise()

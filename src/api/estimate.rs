@@ -51,7 +51,8 @@ fn estimate(
         Some(name) => {
             let definition = Definition::named(name);
             definition.require_ownership();
-            vec![definition]
+            let successor = definition.successor();
+            std::iter::once(definition).chain(successor).collect()
         }
         None => owned_pipelines()
             .into_iter()
@@ -144,7 +145,11 @@ fn estimate_one(definition: &Definition) -> Row {
     };
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     (
-        definition.name.clone(),
+        if definition.rebuild {
+            format!("{} (rebuild)", definition.name)
+        } else {
+            definition.name.clone()
+        },
         number(documents),
         number(counted.chunks),
         number(counted.tokens),

@@ -51,6 +51,14 @@ fn set_owner(pipeline: &str, owner: pg_sys::Oid) {
     let definition = Definition::named(pipeline);
     definition.require_ownership();
     require_role(owner);
+    if definition.successor().is_some() {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("pipeline {pipeline:?} is being rebuilt"),
+        )
+        .hint("Wait until that has ended (ingest.wait()), or give it up: SELECT ingest.cancel_rebuild('…');")
+        .raise();
+    }
     // SAFETY: catalog look-ups inside a transaction. A superuser is a member of every role.
     if !unsafe { pg_sys::is_member_of_role(pg_sys::GetUserId(), owner) } {
         UserError::new(

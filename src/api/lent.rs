@@ -12,17 +12,40 @@ use crate::reading;
 
 /// What every default target's name ends with, and no object of the extension's own.
 const SUFFIX: &str = "_chunks";
+/// What the name of a table that is built beside it goes on with, and perhaps a number.
+const BESIDE: &str = "_next";
 
 /// Whether a table of this name is made, and indexed, with the rights of the extension's owner.
 pub fn is_lent(schema: &str, table: &str) -> bool {
+    let table = table.trim_end_matches(|c: char| c.is_ascii_digit());
     schema == "ingest"
-        && table.ends_with(SUFFIX)
+        && table
+            .strip_suffix(BESIDE)
+            .unwrap_or(table)
+            .ends_with(SUFFIX)
         && reading::one::<bool>(
             "SELECT pg_catalog.has_schema_privilege('ingest', 'CREATE')",
             &[],
         )
         .or_raise()
             != Some(true)
+}
+
+/// Acts as the owner of a pipeline on its target, or as the extension's owner where only that one may make and name what
+/// lies beside it.
+pub fn acting_on(target: pg_sys::Oid, owner: pg_sys::Oid) -> ActingAs {
+    let Some((schema, table)) = table_name(target) else {
+        return ActingAs::new(owner);
+    };
+    let lent = {
+        let _acting = ActingAs::new(owner);
+        is_lent(&schema, &table)
+    };
+    if lent {
+        ActingAs::extension_owner()
+    } else {
+        ActingAs::new(owner)
+    }
 }
 
 /// A target being made.

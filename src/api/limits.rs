@@ -350,7 +350,7 @@ fn drop_limit(name: &str) {
     }
     let _acting = ActingAs::extension_owner();
     let users: Option<String> = Spi::get_one_with_args(
-        "SELECT string_agg(quote_literal(p.name), ', ' ORDER BY p.name) FROM ingest.pipeline p WHERE p.limits = $1",
+        "SELECT string_agg(DISTINCT quote_literal(p.name), ', ') FROM ingest.pipeline p WHERE p.limits = $1",
         &[name.into()],
     )
     .or_raise();

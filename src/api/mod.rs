@@ -1,5 +1,6 @@
 //! The SQL functions, a file per noun. Their declarations, names and comments are in `sql/`.
 
+mod alter;
 mod definition;
 pub mod documents;
 mod estimate;
@@ -7,11 +8,12 @@ mod files;
 mod grants;
 #[cfg(feature = "injection")]
 pub mod injection;
-mod lent;
+pub mod lent;
 mod limits;
 mod models;
 mod pipelines;
 mod queries;
+mod rebuild;
 mod status;
 pub mod targets;
 mod text;

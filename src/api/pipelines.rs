@@ -1,4 +1,4 @@
-//! `create_pipeline`, `alter_pipeline`, `drop_pipeline`, `pause`, `resume`, `retry`.
+//! `create_pipeline`, `drop_pipeline`, `pause`, `resume`, `retry`, and what is checked of a definition that is new or changed.
 
 use chunker::Splitter;
 use embedder::{ModelName, Provider};
@@ -10,9 +10,8 @@ use crate::api::MAX_NAME;
 use crate::api::definition::{Definition, parse_model};
 use crate::api::limits::use_limit;
 use crate::api::models::{Connection, Described};
-use crate::api::targets::{
-    self, change_language, create_indexes, create_or_check_target, drop_indexes, target_for,
-};
+use crate::api::rebuild::drop_successor;
+use crate::api::targets::{self, create_indexes, create_or_check_target, target_for};
 use crate::errors::{OrRaise, UserError};
 use crate::layout::Layout;
 use crate::owner::ActingAs;
@@ -20,26 +19,26 @@ use crate::reading::refuse_if_read_only;
 use crate::{access, budgets, wake};
 
 /// One in so many tokens of a chunk is shared with its neighbour by default.
-const DEFAULT_OVERLAP_SHARE: i32 = 10;
+pub(super) const DEFAULT_OVERLAP_SHARE: i32 = 10;
 /// Requests in flight at most: sockets of one process, far below the usual limit of open files.
 const MAX_CONCURRENCY: i32 = 500;
 /// The default of `concurrency` in the SQL signature.
-const DEFAULT_CONCURRENCY: i32 = 10;
+pub(super) const DEFAULT_CONCURRENCY: i32 = 10;
 
 /// What is checked of every definition, whether it is new or changed.
-struct Settings<'a> {
-    splitter: &'a str,
-    chunk_tokens: i32,
-    chunk_overlap: i32,
-    concurrency: i32,
-    batch_size: Option<i32>,
-    max_attempts: i32,
-    index: &'a str,
-    on_success: &'a str,
+pub(super) struct Settings<'a> {
+    pub splitter: &'a str,
+    pub chunk_tokens: i32,
+    pub chunk_overlap: i32,
+    pub concurrency: i32,
+    pub batch_size: Option<i32>,
+    pub max_attempts: i32,
+    pub index: &'a str,
+    pub on_success: &'a str,
 }
 
 impl Settings<'_> {
-    fn check(&self, model: &ModelName, described: &Described) -> Result<(), UserError> {
+    pub fn check(&self, model: &ModelName, described: &Described) -> Result<(), UserError> {
         let longest_chunk = described.longest_chunk;
         self.splitter.parse::<Splitter>().map_err(|error| {
             UserError::invalid(error.to_string()).hint("splitter is text, markdown or none.")
@@ -100,7 +99,7 @@ fn in_range(argument: &str, value: i32, low: i32, high: i32) -> Result<(), UserE
     )
 }
 
-fn refuse_unsupported(arguments: &[(&str, bool)]) -> Result<(), UserError> {
+pub(super) fn refuse_unsupported(arguments: &[(&str, bool)]) -> Result<(), UserError> {
     match arguments.iter().find(|(_, given)| *given) {
         Some((name, _)) => Err(UserError::unsupported(name)),
         None => Ok(()),
@@ -246,156 +245,17 @@ fn refuse_duplicate(name: &str) -> Result<(), UserError> {
     Ok(())
 }
 
-#[pg_extern(sql = false)]
-#[allow(clippy::too_many_arguments)]
-fn alter_pipeline(
-    name: Option<&str>,
-    model: Option<&str>,
-    dimensions: Option<i32>,
-    base_url: Option<&str>,
-    api_key: Option<&str>,
-    target: Option<&str>,
-    layout: Option<&str>,
-    chunk_tokens: Option<i32>,
-    chunk_overlap: Option<i32>,
-    splitter: Option<&str>,
-    limits: Option<&str>,
-    concurrency: Option<i32>,
-    batch_size: Option<i32>,
-    max_attempts: Option<i32>,
-    index: Option<&str>,
-    on_success: Option<&str>,
-    request: Option<JsonB>,
-    language: Option<&str>,
-) {
-    refuse_if_read_only(c"ingest.alter_pipeline()");
-    let definition = Definition::named(name.unwrap_or_default());
-    definition.require_ownership();
-    let parsed = parse_model(&definition.model).or_raise();
-    refuse_unsupported(&[
-        (
-            "changing the model of a pipeline",
-            model.is_some_and(|m| m != definition.model),
-        ),
-        (
-            "changing the dimensions of a pipeline",
-            dimensions.is_some_and(|d| d != definition.dimensions),
-        ),
-        ("changing the target of a pipeline", target.is_some()),
-        (
-            "changing the layout of a pipeline",
-            layout.is_some_and(|l| l != definition.layout.name()),
-        ),
-    ])
-    .map_err(|error| error.hint("Create another pipeline, and drop this one when that is done."))
-    .or_raise();
-    let request = request.map(|JsonB(value)| value.to_string());
-    // SAFETY: a catalog look-up inside a transaction.
-    let superuser = unsafe { pg_sys::superuser() };
-    let connection = Connection {
-        base_url: cleared(base_url, definition.base_url.as_deref()),
-        trusted: base_url.map_or(definition.trusted, |url| superuser && !url.is_empty()),
-        api_key: cleared(api_key, definition.api_key.as_deref()),
-        request: request.as_deref().or(definition.request.as_deref()),
-        limits: cleared(limits, definition.limits.as_deref()),
-        owner: definition.owner,
-    };
-    let described = Described::new(&parsed, &connection).or_raise();
-    let new_tokens = chunk_tokens.unwrap_or(definition.chunk_tokens);
-    // A smaller chunk takes its overlap along when none is given.
-    let new_overlap = chunk_overlap.unwrap_or_else(|| {
-        if chunk_tokens.is_some() {
-            definition
-                .chunk_overlap
-                .min(new_tokens / DEFAULT_OVERLAP_SHARE)
-        } else {
-            definition.chunk_overlap
-        }
-    });
-    Settings {
-        splitter: splitter.unwrap_or(&definition.splitter),
-        chunk_tokens: new_tokens,
-        chunk_overlap: new_overlap,
-        concurrency: concurrency.unwrap_or(DEFAULT_CONCURRENCY),
-        batch_size,
-        max_attempts: max_attempts.unwrap_or(1),
-        index: index.unwrap_or("none"),
-        on_success: on_success.unwrap_or("keep"),
-    }
-    .check(&parsed, &described)
-    .or_raise();
-    if let Some(limit) = connection.limits {
-        use_limit(limit, new_tokens).or_raise();
-    }
-
-    let language = language.map(|name| targets::language(name).or_raise());
-    let (table, layout) = (definition.target, definition.layout);
-    let new_language = language.as_deref().unwrap_or(&definition.language);
-    change_language(table, layout, &definition.language, new_language);
-    match index {
-        Some("immediate") => create_indexes(table, layout, new_language),
-        Some("none") if definition.index != "none" => drop_indexes(table, layout, new_language),
-        _ => {}
-    }
-    let resplit = new_tokens != definition.chunk_tokens
-        || new_overlap != definition.chunk_overlap
-        || splitter.is_some_and(|s| s != definition.splitter);
-    let _acting = ActingAs::extension_owner();
-    // First the documents and the queue, then the definition: the order in which a worker locks.
-    if resplit {
-        let queued: Option<i64> = Spi::get_one_with_args(
-            "SELECT ingest.requeue_all($1)",
-            &[definition.pipeline_id.into()],
-        )
-        .or_raise();
-        if let Some(queued @ 1..) = queued {
-            notice!(
-                "{queued} documents are queued to be split anew; their old chunks serve until then"
-            );
-        }
-    }
-    Spi::run_with_args(
-        "UPDATE ingest.pipeline
-         SET chunk_tokens = $2, chunk_overlap = $3, splitter = coalesce($4, splitter), batch_size = coalesce($5, batch_size),
-             max_attempts = coalesce($6, max_attempts), index = coalesce($7, index), on_success = coalesce($8, on_success),
-             concurrency = coalesce($9, concurrency), base_url = $10, trusted = $11, api_key = $12, request = $13::jsonb, limits = $14,
-             -- Another place or another body may make other vectors: those in the target are not mixed with them.
-             reuses = reuses AND base_url IS NOT DISTINCT FROM $10
-                      AND coalesce(request, '{}') - 'headers' = coalesce($13::jsonb, '{}') - 'headers',
-             language = coalesce($15, language)
-         WHERE pipeline_id = $1",
-        &[
-            definition.pipeline_id.into(),
-            new_tokens.into(),
-            new_overlap.into(),
-            splitter.into(),
-            batch_size.into(),
-            max_attempts.into(),
-            index.into(),
-            on_success.into(),
-            concurrency.into(),
-            connection.base_url.into(),
-            connection.trusted.into(),
-            connection.api_key.into(),
-            connection.request.into(),
-            connection.limits.into(),
-            language.into(),
-        ],
-    )
-    .or_raise();
-    wake::review_at_commit();
-}
-
 /// What is given, else what there is; an empty text takes it away.
-fn cleared<'a>(given: Option<&'a str>, present: Option<&'a str>) -> Option<&'a str> {
+pub(super) fn cleared<'a>(given: Option<&'a str>, present: Option<&'a str>) -> Option<&'a str> {
     given.or(present).filter(|text| !text.is_empty())
 }
 
 #[pg_extern(sql = false)]
 fn drop_pipeline(name: &str, drop_target: bool) {
     refuse_if_read_only(c"ingest.drop_pipeline()");
-    let definition = Definition::named(name);
-    definition.require_ownership();
+    let definition = Definition::to_change(name);
+    // Before the pipeline, which it belongs to.
+    drop_successor(&definition);
     {
         let _acting = ActingAs::extension_owner();
         Spi::run_with_args(
@@ -417,11 +277,13 @@ fn set_paused(name: &str, paused: bool) {
         // Whoever resumes knows better than the provider how long to wait.
         // SAFETY: a plain global, set when the backend connected.
         let database = unsafe { pg_sys::MyDatabaseId };
-        budgets::end_cool_down(
-            database,
-            definition.pipeline_id,
-            definition.limits.as_deref(),
-        );
+        for definition in definition.successor().iter().chain([&definition]) {
+            budgets::end_cool_down(
+                database,
+                definition.pipeline_id,
+                definition.limits.as_deref(),
+            );
+        }
     }
     let _acting = ActingAs::extension_owner();
     Spi::run_with_args(

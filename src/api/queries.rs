@@ -43,6 +43,7 @@ fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> 
     require_worker();
     let question = Question {
         pipeline: definition.pipeline_id,
+        generation: definition.generation,
         model: definition.model,
         input: input.to_owned(),
     };

@@ -77,11 +77,7 @@ pub fn create_or_check_target(
     if schema == "vecs" {
         create_schema(schema)?;
     }
-    let vector = format!(
-        "{}.{}({dimensions})",
-        vector_schema(),
-        layout.vector_type(dimensions)
-    );
+    let vector = embedding_type(layout, dimensions);
     let making = lent::Making::new(schema, table);
     for statement in layout.create_table(&quoted, &vector) {
         Spi::run(&statement).or_raise();
@@ -103,6 +99,16 @@ fn find_table(quoted: &str) -> Option<pg_sys::Oid> {
         .or_raise()
 }
 
+/// The whole type of the embedding column, for SQL.
+pub fn embedding_type(layout: Layout, dimensions: i32) -> String {
+    format!(
+        "{}.{}({dimensions})",
+        vector_schema(),
+        layout.vector_type(dimensions)
+    )
+}
+
+/// The schema of pgvector, quoted for SQL.
 fn vector_schema() -> String {
     Spi::get_one("SELECT ingest.vector_schema()")
         .or_raise()
@@ -330,13 +336,35 @@ pub fn create_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
     }
 }
 
-/// Drops the HNSW indexes on a target's embeddings and its full-text index in this language.
-pub fn drop_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
-    for index in vector_indexes(table, layout) {
+/// Drops the HNSW indexes on a target's embeddings and its full-text index in this language; whether there were any of the former.
+pub fn drop_indexes(table: pg_sys::Oid, layout: Layout, language: &str) -> bool {
+    let indexes = vector_indexes(table, layout);
+    for index in &indexes {
         Spi::run(&format!("DROP INDEX {index}")).or_raise();
     }
     if let Some(index) = index_on(table, &layout.text_search(language)) {
         Spi::run(&format!("DROP INDEX {index}")).or_raise();
+    }
+    !indexes.is_empty()
+}
+
+/// Makes a table without rows one for vectors of so many dimensions; fails if there are any. Runs as the current user.
+pub fn retype_empty(
+    table: pg_sys::Oid,
+    quoted: &str,
+    layout: Layout,
+    language: &str,
+    dimensions: i32,
+) {
+    let indexed = drop_indexes(table, layout, language);
+    Spi::run(&format!(
+        "ALTER TABLE {quoted} ALTER COLUMN {} TYPE {}",
+        layout.embedding_column(),
+        embedding_type(layout, dimensions)
+    ))
+    .or_raise();
+    if indexed {
+        create_indexes(table, layout, language);
     }
 }
 

@@ -261,9 +261,10 @@ impl Claims {
                 documents: most,
                 bytes: room.bytes,
                 former_chunks: former::chunks_of_a_batch(active),
+                chunk_bytes: former::chunk_bytes(&spec.split),
                 read: unreadable.is_none(),
             };
-            match transaction(|| claim(pipeline, &spec.split, worker, token, from, limits)) {
+            match transaction(|| claim((pipeline, spec.generation), worker, token, from, limits)) {
                 Ok(claimed) => break claimed,
                 Err(error) if error.is_transient() || unreadable.is_some() => return Err(error),
                 // Perhaps one of them cannot be read (a damaged table): it is found, and fails alone.

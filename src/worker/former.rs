@@ -15,8 +15,15 @@ use crate::worker::transaction::{run, transaction};
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes of vectors that are read for a batch at most; what lies beyond is embedded again.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of text that a token stands for: English prose has four to five.
+const BYTES_PER_TOKEN: usize = 4;
 /// Bytes of a chunk's text at most: 8,192 tokens, the most that models read, are some 40 kB of prose.
 const LONGEST_TEXT: i32 = 64 * 1024;
+
+/// Bytes of text in a chunk, roughly.
+pub fn chunk_bytes(split: &chunker::SplitOptions) -> usize {
+    split.chunk_tokens.max(1) * BYTES_PER_TOKEN
+}
 
 /// Chunks that changed documents claimed together have in the target.
 pub fn chunks_of_a_batch(pipeline: &Active) -> usize {

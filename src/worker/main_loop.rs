@@ -23,6 +23,7 @@ use crate::worker::query_server;
 use crate::worker::queue;
 use crate::worker::recovery;
 use crate::worker::settle::Settler;
+use crate::worker::switch::Switcher;
 use crate::worker::transaction::{SqlError, transaction};
 
 /// A busy worker folds the counters so often, that progress stays cheap while rows are inserted one by one.
@@ -109,6 +110,7 @@ struct Worker {
     claims: Claims,
     settler: Settler,
     pipelines: Pipelines,
+    switcher: Switcher,
     /// When the counters were last folded.
     folded: Instant,
     /// Whether claims of processes that have ended are still to be freed: somebody had them locked.
@@ -168,6 +170,7 @@ impl Worker {
             settler: Settler::new(shared, database),
             folded: Instant::now(),
             pipelines: Pipelines::new(database, slot),
+            switcher: Switcher::new(),
             unreleased,
         })
     }
@@ -256,6 +259,15 @@ impl Worker {
         self.settler
             .settle(finished, &mut self.claims, &self.pipelines, &rotated)?;
         self.settler.block_unusable(&self.pipelines)?;
+        let slot = &self.shared.workers[self.slot];
+        let building = || {
+            slot.state
+                .store(WorkerState::BuildingIndex as u8, Ordering::Relaxed);
+            report_activity(c"building the index of new vectors");
+        };
+        if self.switcher.advance(&self.pipelines, building)? {
+            return Ok(Turn::Again);
+        }
         let took = self.claims.take(
             &self.pipelines,
             &self.engine,
@@ -288,6 +300,7 @@ impl Worker {
             self.claims.next_retry(&self.pipelines, &self.engine)?,
             self.pipelines.next_unblocked(),
             self.settler.next_attempt(),
+            self.switcher.next_attempt(),
             self.unreleased.then_some(AFTER_ERROR),
             self.claims.held_back().then_some(AFTER_ERROR),
             self.claims.look_again(),

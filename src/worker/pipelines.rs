@@ -26,6 +26,8 @@ pub struct Active {
     pub id: i32,
     /// Its name.
     pub name: String,
+    /// Whether it is built to take another one's place, which has the same name.
+    pub rebuild: bool,
     /// The role under which its target is written.
     pub owner: pg_sys::Oid,
     /// What the engine needs of it, or why it cannot be used.
@@ -60,6 +62,7 @@ impl Active {
 /// are packed together.
 #[derive(Debug, Clone, PartialEq)]
 struct Written {
+    generation: i32,
     owner: pg_sys::Oid,
     model: String,
     dimensions: usize,
@@ -269,6 +272,7 @@ impl Pipelines {
         };
         Ok(Arc::new(engine::Pipeline {
             id,
+            generation: written.generation,
             model,
             dimensions: written.dimensions,
             split: written.split,
@@ -362,6 +366,11 @@ impl Pipelines {
         self.rows().filter(|p| !p.paused && !p.is_blocked())
     }
 
+    /// Those that are built to take another one's place, unless that is not to be tried now.
+    pub fn rebuilds(&self) -> impl Iterator<Item = &Active> {
+        self.ready().filter(|p| p.rebuild)
+    }
+
     /// Those that would be ready if they could be used at all, with the reason.
     pub fn unusable(&self) -> Vec<(&Active, EmbedError)> {
         self.ready()
@@ -413,7 +422,7 @@ pub fn load(worker: i32) -> Definitions {
     Spi::connect_mut(|client| {
         let rows = run(
             client,
-            "SELECT p.pipeline_id, p.name, p.owner::oid AS owner, p.model, p.dimensions, p.chunk_tokens, p.chunk_overlap,
+            "SELECT p.pipeline_id, p.generation, p.successor_of IS NOT NULL AS rebuild, p.name, p.owner::oid AS owner, p.model, p.dimensions, p.chunk_tokens, p.chunk_overlap,
                     p.splitter, p.batch_size, p.concurrency, p.base_url, p.trusted, p.api_key, p.request::text AS request,
                     p.limits, p.layout, p.max_attempts, p.on_success = 'delete' AS deletes, p.paused,
                     p.blocked_error IS NOT NULL AS blocked,
@@ -448,7 +457,9 @@ pub fn load(worker: i32) -> Definitions {
                     .map_or(Duration::ZERO, |s| Duration::from_secs_f64(s.clamp(0.0, 1e6))),
             );
             let owner = row["owner"].value::<pg_sys::Oid>()?.unwrap_or(pg_sys::InvalidOid);
+            let generation = number("generation")?;
             let written = Written {
+                generation,
                 owner,
                 model: text("model")?.unwrap_or_default(),
                 dimensions: dimensions as usize,
@@ -471,6 +482,7 @@ pub fn load(worker: i32) -> Definitions {
             let active = Active {
                 id: number("pipeline_id")?,
                 name: text("name")?.unwrap_or_default(),
+                rebuild: flag("rebuild")?,
                 owner,
                 spec: Err(EmbedError::model_unusable("not yet looked at")),
                 target,

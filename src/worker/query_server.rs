@@ -29,6 +29,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Question {
     /// The pipeline's number.
     pub pipeline: i32,
+    /// The generation of its definition.
+    pub generation: i32,
     /// Its model, as `provider/name`.
     pub model: String,
     /// The text.
@@ -171,7 +173,12 @@ fn answer(question: &Question, queries: &Queries, wanted: impl Fn() -> bool) -> 
         .map_err(|e| (e.to_string(), None))
         .and_then(|model| {
             queries
-                .embed(question.pipeline, &model, &question.input, wanted)
+                .embed(
+                    (question.pipeline, question.generation),
+                    &model,
+                    &question.input,
+                    wanted,
+                )
                 .map_err(|e| (e.message, e.hint))
         });
     match embedded {

@@ -2,15 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use chunker::SplitOptions;
 use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
 use crate::settings;
 use crate::worker::transaction::run;
-
-/// Bytes of text that a token stands for: English prose has four to five.
-const BYTES_PER_TOKEN: usize = 4;
 
 /// A document that can be claimed, as the queue knows it.
 pub struct Candidate {
@@ -35,6 +31,8 @@ pub struct Limits {
     pub bytes: usize,
     /// Chunks that those that changed have in the target, reckoned by their size; one document may have more.
     pub former_chunks: usize,
+    /// Bytes of text in a chunk, roughly.
+    pub chunk_bytes: usize,
     /// Whether the documents are read, too.
     pub read: bool,
 }
@@ -66,12 +64,11 @@ pub struct Taken {
 }
 
 /// Marks waiting documents of a pipeline as held, the oldest first of those from `from` on, as many as the limits
-/// allow but at least one, and reads them, as long as they are still to be split in this way. None while a dump is
+/// allow but at least one, and reads them, as long as its definition is still of this generation. None while a dump is
 /// being restored into this database. Inside a transaction, which may be
 /// lost in a crash: the documents are then still waiting.
 pub fn claim(
-    pipeline: i32,
-    split: &SplitOptions,
+    (pipeline, generation): (i32, i32),
     worker: i32,
     token: i64,
     from: Option<i64>,
@@ -91,17 +88,23 @@ pub fn claim(
         // Those whose next attempt is due join the waiting ones.
         let due = run(
             client,
-            "SELECT document_id FROM ingest.queue WHERE retry_at <= clock_timestamp() AND claimed_by IS NULL
+            "SELECT document_id, pipeline_id FROM ingest.queue WHERE retry_at <= clock_timestamp() AND claimed_by IS NULL
              ORDER BY retry_at LIMIT 1000 FOR UPDATE SKIP LOCKED",
             &[],
         )?;
-        let due: Vec<i64> = due.filter_map(|row| row["document_id"].value().ok().flatten()).collect();
-        let some_due = !due.is_empty();
+        let (mut documents, mut pipelines) = (Vec::new(), Vec::new());
+        for row in due {
+            documents.extend(row["document_id"].value::<i64>()?);
+            pipelines.extend(row["pipeline_id"].value::<i32>()?);
+        }
+        let some_due = !documents.is_empty();
         if some_due {
             run(
                 client,
-                "UPDATE ingest.queue SET retry_at = NULL WHERE document_id = ANY ($1)",
-                &[due.into()],
+                "UPDATE ingest.queue q SET retry_at = NULL
+                 FROM unnest($1::bigint[], $2::int[]) AS u(document_id, pipeline_id)
+                 WHERE q.document_id = u.document_id AND q.pipeline_id = u.pipeline_id",
+                &[documents.into(), pipelines.into()],
             )?;
         }
 
@@ -140,7 +143,7 @@ pub fn claim(
                 break;
             }
             if candidate.revised {
-                let more = cost / (split.chunk_tokens * BYTES_PER_TOKEN) + 1;
+                let more = cost / limits.chunk_bytes + 1;
                 if former_chunks > 0 && former_chunks + more > limits.former_chunks {
                     break;
                 }
@@ -149,18 +152,12 @@ pub fn claim(
             bytes += cost;
             candidates.push(candidate);
         }
-        // alter_pipeline() may have queued them again since the definitions were read, to be split in another way. If it does so
+        // alter_pipeline() may have queued them again since the definitions were read, or a rebuild has ended. If that happens
         // from here on, it waits for this transaction and takes the claim back.
         let is_defined_so = run(
             client,
-            "SELECT EXISTS (SELECT FROM ingest.pipeline p WHERE p.pipeline_id = $1 AND p.splitter = $2
-                                AND p.chunk_tokens = $3 AND p.chunk_overlap = $4)",
-            &[
-                pipeline.into(),
-                split.splitter.as_str().into(),
-                (split.chunk_tokens as i32).into(),
-                (split.chunk_overlap as i32).into(),
-            ],
+            "SELECT EXISTS (SELECT FROM ingest.pipeline p WHERE p.pipeline_id = $1 AND p.generation = $2)",
+            &[pipeline.into(), generation.into()],
         )?
         .first()
         .get_one::<bool>()?;
@@ -185,8 +182,8 @@ pub fn claim(
         let ids: Vec<i64> = candidates.iter().map(|c| c.id).collect();
         run(
             client,
-            "UPDATE ingest.queue SET claimed_by = $2, claim_token = $3 WHERE document_id = ANY ($1)",
-            &[ids.clone().into(), worker.into(), token.into()],
+            "UPDATE ingest.queue SET claimed_by = $2, claim_token = $3 WHERE document_id = ANY ($1) AND pipeline_id = $4",
+            &[ids.clone().into(), worker.into(), token.into(), pipeline.into()],
         )?;
         let rows = run(
             client,
@@ -264,8 +261,8 @@ pub fn release_all(running: impl Fn() -> Vec<i32>) -> bool {
         run(
             client,
             "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL
-             WHERE document_id = ANY (ARRAY(
-                 SELECT document_id FROM ingest.queue WHERE claimed_by = ANY ($1) FOR UPDATE SKIP LOCKED))",
+             WHERE claimed_by = ANY ($1) AND (document_id, pipeline_id) IN (
+                 SELECT document_id, pipeline_id FROM ingest.queue WHERE claimed_by = ANY ($1) FOR UPDATE SKIP LOCKED)",
             &[ended.clone().into()],
         )?;
         let left = run(

@@ -66,6 +66,7 @@ struct Suspect {
     document: i64,
     pipeline: i32,
     pipeline_name: String,
+    rebuild: bool,
     key: String,
     bytes: i32,
     attempts: i32,
@@ -80,7 +81,9 @@ fn suspect(documents: Vec<i64>, others_running: Vec<i32>) {
         let suspects = find(client, documents, others_running)?;
         let most = suspects.iter().map(|s| s.crashes).max().unwrap_or(0);
         let those = || suspects.iter().filter(|s| s.crashes == most);
-        let one_stands_out = those().count() == 1;
+        // Of a pipeline that is being rebuilt, it may have been on its way for both.
+        let one_stands_out =
+            those().all(|s| those().next().map(|s| s.document) == Some(s.document));
         let first = those().next().map(|s| s.document);
         for (place, suspect) in suspects.iter().enumerate() {
             // Once may be chance.
@@ -105,11 +108,12 @@ fn suspect(documents: Vec<i64>, others_running: Vec<i32>) {
                 client,
                 "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL, crashes = $2,
                         retry_at = clock_timestamp() + make_interval(secs => $3)
-                 WHERE document_id = $1",
+                 WHERE document_id = $1 AND pipeline_id = $4",
                 &[
                     suspect.document.into(),
                     suspect.crashes.into(),
                     (wait + stagger).into(),
+                    suspect.pipeline.into(),
                 ],
             )?;
         }
@@ -126,10 +130,12 @@ fn find(
 ) -> Result<Vec<Suspect>, pgrx::spi::Error> {
     let rows = run(
         client,
-        "SELECT q.document_id, q.pipeline_id, p.name, d.key, q.bytes, q.attempts, p.max_attempts, q.crashes + 1 AS crashes
+        "SELECT q.document_id, q.pipeline_id, p.name, p.successor_of IS NOT NULL AS rebuild, d.key, q.bytes, q.attempts, p.max_attempts, q.crashes + 1 AS crashes
          FROM ingest.queue q JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.documents d ON d.id = q.document_id
          WHERE q.document_id = ANY ($1) AND (q.claimed_by IS NULL OR q.claimed_by <> ALL ($2))
-         ORDER BY q.document_id FOR UPDATE OF q SKIP LOCKED",
+           AND (q.claimed_by IS NOT NULL
+                OR NOT EXISTS (SELECT FROM ingest.queue c WHERE c.document_id = q.document_id AND c.claimed_by IS NOT NULL))
+         ORDER BY q.document_id, q.pipeline_id FOR UPDATE OF q SKIP LOCKED",
         &[documents.into(), others_running.into()],
     )?;
     let mut suspects = Vec::new();
@@ -138,6 +144,7 @@ fn find(
             document: row["document_id"].value()?.unwrap_or_default(),
             pipeline: row["pipeline_id"].value()?.unwrap_or_default(),
             pipeline_name: row["name"].value()?.unwrap_or_default(),
+            rebuild: row["rebuild"].value()?.unwrap_or_default(),
             key: row["key"].value()?.unwrap_or_default(),
             bytes: row["bytes"].value()?.unwrap_or_default(),
             attempts: row["attempts"].value()?.unwrap_or_default(),
@@ -159,7 +166,7 @@ fn give_up(client: &mut SpiClient, suspect: &Suspect) -> Result<(), pgrx::spi::E
     );
     set_aside(
         client,
-        &suspect.pipeline_name,
+        (suspect.pipeline, &suspect.pipeline_name, suspect.rebuild),
         suspect.document,
         &suspect.key,
         &Ended {

@@ -61,8 +61,8 @@ pub fn write(
         let ids: Vec<i64> = held.iter().map(|(_, claim)| claim.document).collect();
         let ours = tokens(
             client,
-            "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1) FOR UPDATE SKIP LOCKED",
-            &ids,
+            "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1) AND pipeline_id = $2 FOR UPDATE SKIP LOCKED",
+            (pipeline.id, &ids),
         )?;
         let stands = |claim: &Claim, rows: &BTreeMap<i64, i64>| rows.get(&claim.document) == Some(&claim.token);
         let (documents, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|(_, claim)| stands(claim, &ours));
@@ -70,8 +70,8 @@ pub fn write(
             let ids: Vec<i64> = others.iter().map(|(_, claim)| claim.document).collect();
             let present = tokens(
                 client,
-                "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1)",
-                &ids,
+                "SELECT document_id, claim_token FROM ingest.queue WHERE document_id = ANY ($1) AND pipeline_id = $2",
+                (pipeline.id, &ids),
             )?;
             let locked = others.iter().filter(|(_, claim)| stands(claim, &present));
             settled.locked.extend(locked.map(|(outcome, _)| outcome.ticket()));
@@ -159,14 +159,14 @@ fn set_aside_locked_documents<'a>(
     Ok(free)
 }
 
-/// The claim tokens in the queue, by document.
+/// The claim tokens in the queue of a pipeline, by document.
 fn tokens(
     client: &mut SpiClient,
     sql: &str,
-    ids: &[i64],
+    (pipeline, ids): (i32, &[i64]),
 ) -> Result<BTreeMap<i64, i64>, pgrx::spi::Error> {
     let mut found = BTreeMap::new();
-    for row in run(client, sql, &[ids.to_vec().into()])? {
+    for row in run(client, sql, &[ids.to_vec().into(), pipeline.into()])? {
         if let (Some(id), Some(token)) = (row["document_id"].value()?, row["claim_token"].value()?)
         {
             found.insert(id, token);
@@ -219,8 +219,8 @@ fn write_documents(
             Outcome::Unusable { error, .. } => {
                 run(
                     client,
-                    "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL WHERE document_id = $1",
-                    &[claim.document.into()],
+                    "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL WHERE document_id = $1 AND pipeline_id = $2",
+                    &[claim.document.into(), pipeline.id.into()],
                 )?;
                 unusable = Some(error);
             }
@@ -290,13 +290,13 @@ fn write_embedded(
     let ids: Vec<i64> = documents.iter().map(|(claim, _)| claim.document).collect();
     run(
         client,
-        "DELETE FROM ingest.queue WHERE document_id = ANY ($1)",
-        &[ids.clone().into()],
+        "DELETE FROM ingest.queue WHERE document_id = ANY ($1) AND pipeline_id = $2",
+        &[ids.clone().into(), pipeline.id.into()],
     )?;
     run(
         client,
-        "DELETE FROM ingest.failures WHERE document_id = ANY ($1)",
-        &[ids.clone().into()],
+        "DELETE FROM ingest.failures WHERE document_id = ANY ($1) AND rebuild = $2",
+        &[ids.clone().into(), pipeline.rebuild.into()],
     )?;
     if pipeline.deletes_documents && still_deletes(client, pipeline)? {
         archiving(|| {
@@ -475,14 +475,14 @@ fn fail(
             client,
             "UPDATE ingest.queue SET claimed_by = NULL, claim_token = NULL, attempts = $2,
                     retry_at = clock_timestamp() + make_interval(secs => $3)
-             WHERE document_id = $1",
-            &[id.into(), attempts.into(), wait.into()],
+             WHERE document_id = $1 AND pipeline_id = $4",
+            &[id.into(), attempts.into(), wait.into(), pipeline.id.into()],
         )?;
         return Ok(Some(wait));
     }
     set_aside(
         client,
-        &pipeline.name,
+        (pipeline.id, &pipeline.name, pipeline.rebuild),
         id,
         &claim.key,
         &Ended {
@@ -513,24 +513,25 @@ pub struct Ended<'a> {
     pub retryable: bool,
 }
 
-/// Takes a document from the queue into the failures. The counters are the caller's.
+/// Takes a document from the queue of a pipeline (its number, its name, whether it is a rebuild) into the failures. The counters
+/// are the caller's.
 pub fn set_aside(
     client: &mut SpiClient,
-    pipeline: &str,
+    (pipeline_id, pipeline, rebuild): (i32, &str, bool),
     document: i64,
     key: &str,
     ended: &Ended,
 ) -> Result<(), pgrx::spi::Error> {
     run(
         client,
-        "DELETE FROM ingest.queue WHERE document_id = $1",
-        &[document.into()],
+        "DELETE FROM ingest.queue WHERE document_id = $1 AND pipeline_id = $2",
+        &[document.into(), pipeline_id.into()],
     )?;
     run(
         client,
-        "INSERT INTO ingest.failures AS f (pipeline, document_id, key, error_class, http_status, message, attempts, retryable)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-         ON CONFLICT (document_id) DO UPDATE
+        "INSERT INTO ingest.failures AS f (pipeline, document_id, key, error_class, http_status, message, attempts, retryable, rebuild)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         ON CONFLICT (document_id, rebuild) DO UPDATE
              SET pipeline = EXCLUDED.pipeline, key = EXCLUDED.key, error_class = EXCLUDED.error_class,
                  http_status = EXCLUDED.http_status, message = EXCLUDED.message,
                  attempts = f.attempts + EXCLUDED.attempts, last_failed_at = clock_timestamp(), retryable = EXCLUDED.retryable",
@@ -543,6 +544,7 @@ pub fn set_aside(
             ended.message.into(),
             ended.attempts.into(),
             ended.retryable.into(),
+            rebuild.into(),
         ],
     )
     .map(drop)

@@ -1,7 +1,7 @@
 //! What the tests stand on: private Postgres clusters, fresh databases in them, and ways to wait and to look.
 //!
 //! The way through: [`Cluster`] starts a server as an unprivileged user and takes it away again (`cluster`);
-//! [`Database`] is a new database with the extension (`database`); [`wait_until`] waits for a condition, never for a time
+//! [`Database`] is a new database with the extension (`database`, `dump`); [`wait_until`] waits for a condition, never for a time
 //! (`waiting`); `process` looks at and signals the server's processes; [`texts`] holds something to embed, [`remote`] makes pipelines
 //! that speak to a fake API, [`flight`] keeps their documents in flight, [`roles`] users that are no superusers, [`supabase`] a
 //! cluster as Supabase's images set it up, [`secrecy`] looks for keys where none must be, and [`torture`] holds the long tests.
@@ -11,6 +11,7 @@
 
 mod cluster;
 mod database;
+mod dump;
 pub mod flight;
 mod process;
 pub mod remote;

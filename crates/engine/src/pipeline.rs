@@ -28,6 +28,8 @@ const UNLIMITED_REQUEST_TOKENS: usize = 50_000;
 pub struct Pipeline {
     /// Its number; only handed back.
     pub id: i32,
+    /// Which of its definitions this is; they count up.
+    pub generation: i32,
     /// The model, as `provider/name`.
     pub model: ModelName,
     /// Numbers in a vector. An answer with another count is refused.

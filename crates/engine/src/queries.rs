@@ -43,14 +43,14 @@ impl Queries {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The vector of `text`, with the model of the pipeline `pipeline`. Text beyond the model's input limit does not
-    /// count. Asks `wanted` now and then, and gives up when nobody waits any more.
+    /// The vector of `text`, with the model of the pipeline `pipeline`, by its definition of this generation or a later one. Text
+    /// beyond the model's input limit does not count. Asks `wanted` now and then, and gives up when nobody waits any more.
     ///
     /// # Errors
     /// The model cannot be used or reached, or failed on this text.
     pub fn embed(
         &self,
-        pipeline: i32,
+        (pipeline, generation): (i32, i32),
         model: &ModelName,
         text: &str,
         wanted: impl Fn() -> bool,
@@ -58,7 +58,7 @@ impl Queries {
         if model.provider == Provider::Local {
             return self.embed_locally(model, text);
         }
-        let pipeline = self.definition(pipeline, model, &wanted)?;
+        let pipeline = self.definition(pipeline, generation, model, &wanted)?;
         let Some(remote) = &pipeline.remote else {
             return Err(failed("the pipeline has no remote model"));
         };
@@ -83,6 +83,7 @@ impl Queries {
     fn definition(
         &self,
         id: i32,
+        generation: i32,
         model: &ModelName,
         wanted: &impl Fn() -> bool,
     ) -> Result<Arc<Pipeline>, EmbedError> {
@@ -90,7 +91,12 @@ impl Queries {
         loop {
             let known = self.definitions().get(&id).cloned();
             match known {
-                Some(Ok(pipeline)) if pipeline.model == *model => return Ok(pipeline),
+                Some(Ok(pipeline))
+                    if pipeline.generation > generation
+                        || pipeline.generation == generation && pipeline.model == *model =>
+                {
+                    return Ok(pipeline);
+                }
                 Some(Err(error)) => return Err(error),
                 _ if start.elapsed() < DEFINITION_WAIT && wanted() => {
                     std::thread::sleep(Duration::from_millis(5));

@@ -16,6 +16,7 @@ static IN_FLIGHT: AtomicI32 = AtomicI32::new(0);
 fn pipeline(chunk_tokens: usize) -> Arc<Pipeline> {
     Arc::new(Pipeline {
         id: 1,
+        generation: 0,
         model: "local/all-MiniLM-L6-v2".parse().expect("a model name"),
         dimensions: 384,
         split: SplitOptions {
@@ -140,7 +141,7 @@ fn a_chunk_and_the_same_text_as_a_query_have_the_same_vector() {
     .expect("threads");
     let query = engine
         .queries()
-        .embed(1, &pipeline(100).model, &text, || true)
+        .embed((1, 0), &pipeline(100).model, &text, || true)
         .expect("a vector");
     let cosine: f32 = query
         .iter()

@@ -124,7 +124,10 @@ impl Remotes {
         }
         let mut lanes = self.lanes();
         lanes.retain(|id, lane| {
-            let definition = definitions.get(id);
+            // One whose model is a local one by now needs no lane.
+            let definition = definitions
+                .get(id)
+                .filter(|known| known.as_ref().map_or(true, |known| known.remote.is_some()));
             match definition {
                 Some(Ok(pipeline)) => lane.state().pipeline = Arc::clone(pipeline),
                 Some(Err(_)) => {}

@@ -1,0 +1,316 @@
+//! `cancel_rebuild`, `finish_rebuild`, and how a rebuild begins: a successor of the pipeline, with a table of its own beside the
+//! old one. See `sql/45-rebuild.sql`; its end is the worker's (`worker/switch.rs`).
+
+use pgrx::prelude::*;
+use pgrx::spi::quote_qualified_identifier;
+
+use crate::api::alter::{Change, Wanted};
+use crate::api::definition::Definition;
+use crate::api::lent;
+use crate::api::targets::{embedding_type, retype_empty, table_name};
+use crate::errors::{OrRaise, UserError};
+use crate::owner::ActingAs;
+use crate::reading::{self, refuse_if_read_only};
+use crate::wake;
+
+/// Keys of chunks that are compared with those of documents at a time.
+const KEYS: i64 = 10_000;
+/// Obstacles that an error names.
+const MAX_NAMED: usize = 10;
+
+/// Changes how a pipeline makes its chunks or vectors: at once where it has none, else by a rebuild, or, for chunks alone where
+/// there can be no rebuild, document by document.
+pub fn begin(definition: &Definition, wanted: &Wanted, change: Change) {
+    let table = definition.target_name();
+    let obstacle = match &table {
+        Some(table) if !is_empty(definition, table) => obstacle(definition, table),
+        _ => None,
+    };
+    if change == Change::Vectors
+        && let Some(obstacle) = obstacle
+    {
+        obstacle.raise();
+    }
+    call("SELECT ingest.hold_pipeline($1)", definition.pipeline_id);
+    match &table {
+        Some(table) if obstacle.is_none() && !is_empty(definition, table) => {
+            refuse_deleting(wanted.on_success()).or_raise();
+            build_beside(definition, table, wanted);
+        }
+        _ => {
+            if let Some(table) = &table
+                && wanted.dimensions != definition.dimensions
+            {
+                let _acting = ActingAs::new(definition.owner);
+                retype_empty(
+                    definition.target,
+                    table,
+                    definition.layout,
+                    &definition.language,
+                    wanted.dimensions,
+                );
+            }
+            change_at_once(definition, wanted, obstacle.is_some());
+        }
+    }
+}
+
+fn call(sql: &str, pipeline_id: i32) {
+    let _acting = ActingAs::extension_owner();
+    Spi::run_with_args(sql, &[pipeline_id.into()]).or_raise();
+}
+
+fn count(sql: &str, pipeline_id: i32) -> Option<i64> {
+    let _acting = ActingAs::extension_owner();
+    Spi::get_one_with_args::<i64>(sql, &[pipeline_id.into()]).or_raise()
+}
+
+/// Has queries fail from which row security keeps rows, as long as somebody is acted for.
+fn see_every_row() {
+    Spi::run("SET LOCAL row_security = off").or_raise();
+}
+
+fn is_empty(definition: &Definition, table: &str) -> bool {
+    let _acting = ActingAs::new(definition.owner);
+    see_every_row();
+    reading::one::<bool>(&format!("SELECT NOT EXISTS (SELECT FROM {table})"), &[]).or_raise()
+        == Some(true)
+}
+
+/// There is nothing to compare with, or it can be compared.
+fn change_at_once(definition: &Definition, wanted: &Wanted, one_by_one: bool) {
+    let queued = count("SELECT ingest.requeue_all($1)", definition.pipeline_id);
+    wanted.write(definition.pipeline_id);
+    call("SELECT ingest.new_generation($1)", definition.pipeline_id);
+    match queued {
+        Some(queued @ 1..) if one_by_one => notice!(
+            "{queued} documents are queued to be split anew; their old chunks serve until then"
+        ),
+        Some(queued @ 1..) => notice!("{queued} documents are queued to be embedded so"),
+        _ => {}
+    }
+}
+
+fn build_beside(definition: &Definition, table: &str, wanted: &Wanted) {
+    let name = text_of("SELECT ingest.next_name($1)", definition.target);
+    let Some((schema, _)) = table_name(definition.target) else {
+        return;
+    };
+    let next = quote_qualified_identifier(&schema, &name);
+    let create = {
+        let _acting = ActingAs::extension_owner();
+        Spi::get_one_with_args::<String>(
+            "SELECT ingest.next_table($1, $2)",
+            &[definition.target.into(), name.as_str().into()],
+        )
+        .or_raise()
+        .unwrap_or_default()
+    };
+    {
+        let _acting = lent::acting_on(definition.target, definition.owner);
+        Spi::run(&create).or_raise();
+    }
+    let next_oid = Spi::get_one_with_args::<pg_sys::Oid>(
+        "SELECT pg_catalog.to_regclass($1)::oid",
+        &[next.as_str().into()],
+    )
+    .or_raise()
+    .unwrap_or(pg_sys::InvalidOid);
+    let statements: Vec<String> = {
+        let _acting = ActingAs::extension_owner();
+        Spi::get_one_with_args(
+            "SELECT array_agg(s) FROM ingest.next_statements($1, $2, $3) AS s",
+            &[
+                definition.target.into(),
+                next_oid.into(),
+                embedding_type(definition.layout, wanted.dimensions).into(),
+            ],
+        )
+        .or_raise()
+        .unwrap_or_default()
+    };
+    {
+        let _acting = lent::acting_on(definition.target, definition.owner);
+        for statement in &statements {
+            Spi::run(statement).or_raise();
+        }
+    }
+    let successor = {
+        let _acting = ActingAs::extension_owner();
+        Spi::get_one_with_args::<i32>(
+            "INSERT INTO ingest.pipeline (name, owner, model, dimensions, base_url, trusted, api_key, request, target, layout,
+                                          chunk_tokens, chunk_overlap, splitter, limits, concurrency, batch_size, max_attempts,
+                                          index, on_success, paused, language, successor_of)
+             SELECT name, owner, model, dimensions, base_url, trusted, api_key, request, $2, layout,
+                    chunk_tokens, chunk_overlap, splitter, limits, concurrency, batch_size, max_attempts,
+                    index, on_success, paused, language, pipeline_id
+             FROM ingest.pipeline WHERE pipeline_id = $1
+             RETURNING pipeline_id",
+            &[definition.pipeline_id.into(), next_oid.into()],
+        )
+        .or_raise()
+        .unwrap_or_default()
+    };
+    wanted.write(successor);
+    let queued = count("SELECT ingest.queue_for_successor($1)", successor).unwrap_or(0);
+    notice!(
+        "{queued} documents are embedded anew into {next}; what is in {table} serves until all are: SELECT * FROM ingest.rebuilds"
+    );
+}
+
+fn text_of(sql: &str, table: pg_sys::Oid) -> String {
+    let _acting = ActingAs::extension_owner();
+    Spi::get_one_with_args::<String>(sql, &[table.into()])
+        .or_raise()
+        .unwrap_or_default()
+}
+
+/// Why there can be no table beside the old one that takes its place.
+fn obstacle(definition: &Definition, table: &str) -> Option<UserError> {
+    let refused = |message: String| {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!(
+                "the vectors of pipeline {:?} cannot be made anew: {message}",
+                definition.name
+            ),
+        )
+    };
+    let another =
+        "Create another pipeline with the new definition, and drop this one when that is done.";
+    if definition.on_success == "delete" {
+        return Some(
+            refused("embedded documents are deleted (on_success is delete)".into()).hint(another),
+        );
+    }
+    let obstacles: Vec<String> = {
+        let _acting = ActingAs::extension_owner();
+        Spi::get_one_with_args(
+            "SELECT array_agg(s) FROM ingest.not_carried($1, $2) AS s",
+            &[definition.target.into(), definition.owner.into()],
+        )
+        .or_raise()
+        .unwrap_or_default()
+    };
+    if !obstacles.is_empty() {
+        let named = obstacles.iter().take(MAX_NAMED).cloned();
+        let mut named = named.collect::<Vec<_>>().join("; ");
+        if obstacles.len() > MAX_NAMED {
+            named.push_str("; and others");
+        }
+        return Some(
+            refused(format!("another table cannot take the place of {table}"))
+                .detail(format!("In the way: {named}."))
+                .hint(format!(
+                    "Drop what is in the way and make it again after the switch. Or: {another}"
+                )),
+        );
+    }
+    let others = others_rows(definition, table);
+    if others > 0 {
+        return Some(
+            refused(format!(
+                "{table} holds {others} rows that pg_ingest did not write"
+            ))
+            .detail("A vector that somebody else made cannot be made anew.")
+            .hint(another),
+        );
+    }
+    let orphan = keys_without_document(definition, table)?;
+    Some(
+        refused(format!(
+            "{table} holds chunks of {orphan} keys of which there is no document"
+        ))
+        .hint(format!(
+            "Insert the documents, or delete these chunks. Or: {another}"
+        )),
+    )
+}
+
+fn others_rows(definition: &Definition, table: &str) -> i64 {
+    let _acting = ActingAs::new(definition.owner);
+    see_every_row();
+    reading::one(&definition.layout.count_others(table), &[])
+        .or_raise()
+        .unwrap_or(0)
+}
+
+/// How many keys of a run of chunks no document has, of the first run in which there are any. The table is read as the pipeline's
+/// owner, the documents as the extension's.
+fn keys_without_document(definition: &Definition, table: &str) -> Option<i64> {
+    let mut after: Option<String> = None;
+    loop {
+        pgrx::check_for_interrupts!();
+        let keys: Vec<String> = {
+            let _acting = ActingAs::new(definition.owner);
+            see_every_row();
+            reading::one(
+                &definition.layout.keys_after(table, KEYS),
+                &[after.clone().into()],
+            )
+            .or_raise()
+            .unwrap_or_default()
+        };
+        after = Some(keys.last()?.clone());
+        let _acting = ActingAs::extension_owner();
+        let missing: Option<i64> = reading::one(
+            "SELECT ingest.keys_without_document($1, $2)",
+            &[definition.name.as_str().into(), keys.into()],
+        )
+        .or_raise();
+        if let Some(missing @ 1..) = missing {
+            return Some(missing);
+        }
+    }
+}
+
+/// Documents are needed until a rebuild ends.
+pub fn refuse_deleting(on_success: Option<&str>) -> Result<(), UserError> {
+    if on_success != Some("delete") {
+        return Ok(());
+    }
+    Err(UserError::new(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        "documents cannot be deleted while their vectors are made anew",
+    )
+    .hint("Set on_success when the rebuild has ended: SELECT ingest.wait();"))
+}
+
+/// Gives up a pipeline's rebuild, if there is one; whether there was.
+pub fn drop_successor(definition: &Definition) -> bool {
+    let Some(successor) = definition.successor() else {
+        return false;
+    };
+    call("SELECT ingest.remove_successor($1)", definition.pipeline_id);
+    if let Some(table) = successor.target_name() {
+        let _acting = ActingAs::new(definition.owner);
+        Spi::run(&format!("DROP TABLE {table}")).or_raise();
+    }
+    wake::review_at_commit();
+    true
+}
+
+#[pg_extern(sql = false)]
+fn cancel_rebuild(pipeline: &str) -> bool {
+    refuse_if_read_only(c"ingest.cancel_rebuild()");
+    let definition = Definition::to_change(pipeline);
+    drop_successor(&definition)
+}
+
+#[pg_extern(sql = false)]
+fn finish_rebuild(pipeline: &str) -> bool {
+    refuse_if_read_only(c"ingest.finish_rebuild()");
+    let definition = Definition::named(pipeline);
+    definition.require_ownership();
+    let Some(successor) = definition.successor() else {
+        return false;
+    };
+    let _acting = ActingAs::extension_owner();
+    Spi::run_with_args(
+        "UPDATE ingest.pipeline SET accepts_failures = true WHERE pipeline_id OPERATOR(pg_catalog.=) $1",
+        &[successor.pipeline_id.into()],
+    )
+    .or_raise();
+    wake::at_commit();
+    true
+}

@@ -1,0 +1,258 @@
+//! The end of a rebuild: a pipeline's successor that has all documents gets the indexes that the old table has, and takes the
+//! pipeline's place in one short transaction. Whichever worker finds it complete does it.
+
+use std::time::{Duration, Instant};
+
+use embedder::EmbedError;
+use injection::Point;
+use pgrx::prelude::*;
+
+use crate::api::lent;
+use crate::api::targets::create_indexes;
+use crate::errors::{OrRaise, UserError};
+use crate::layout::Layout;
+use crate::owner::ActingAs;
+use crate::wake;
+use crate::worker::pipelines::Pipelines;
+use crate::worker::process::reach;
+use crate::worker::transaction::{SqlError, run, transaction};
+use crate::worker::write::block_now;
+
+/// Serialises the ends of rebuilds among workers; the number is pg_ingest's own.
+const SWITCH_LOCK: i64 = 0x7067_5f69_6e67_0002;
+/// First and longest wait before the next attempt, when somebody uses the old table: each attempt keeps others from it for a
+/// lock_timeout.
+const LOCKED_WAIT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// Ends rebuilds.
+pub struct Switcher {
+    not_before: Option<Instant>,
+    wait: Duration,
+}
+
+/// What was done about one.
+enum Step {
+    /// Another worker is at it.
+    Busy,
+    /// Something came in between, or it takes its place in the next step.
+    Again,
+    /// It has taken the pipeline's place.
+    Switched,
+}
+
+impl Switcher {
+    /// Nothing tried yet.
+    pub fn new() -> Self {
+        Self {
+            not_before: None,
+            wait: LOCKED_WAIT.0,
+        }
+    }
+
+    /// How long until the next attempt, when one had to be put off.
+    pub fn next_attempt(&self) -> Option<Duration> {
+        self.not_before
+            .map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Goes a step on with the first rebuild that is complete; whether there was one. `building` is called before indexes are
+    /// built.
+    pub fn advance(
+        &mut self,
+        pipelines: &Pipelines,
+        building: impl Fn(),
+    ) -> Result<bool, SqlError> {
+        if self.next_attempt().is_some_and(|wait| !wait.is_zero()) {
+            return Ok(false);
+        }
+        self.not_before = None;
+        for rebuild in pipelines.rebuilds() {
+            if !transaction(|| is_complete(rebuild.id))? {
+                continue;
+            }
+            let wanting = transaction(|| missing_indexes(rebuild.id))?;
+            let step = if wanting.is_some() {
+                building();
+                transaction(|| build_indexes(rebuild.id))
+            } else {
+                transaction(|| {
+                    let step = switch(rebuild.id);
+                    if let Err(error) = reach(Point::BeforeCommit) {
+                        UserError::new(error.code, error.message).raise();
+                    }
+                    step
+                })
+            };
+            match step {
+                Ok(Step::Switched) => log!(
+                    "pg_ingest: pipeline {:?} uses its new vectors from now on",
+                    rebuild.name
+                ),
+                Ok(Step::Again) => {}
+                Ok(Step::Busy) => {
+                    self.put_off();
+                    return Ok(false);
+                }
+                Err(error) if error.is_transient() => {
+                    self.put_off();
+                    return Ok(false);
+                }
+                Err(error) => {
+                    let message = format!(
+                        "the new vectors are complete and cannot take the old ones' place: {error}"
+                    );
+                    transaction(|| block_now(rebuild, &EmbedError::model_unusable(message)))?;
+                }
+            }
+            self.wait = LOCKED_WAIT.0;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn put_off(&mut self) {
+        self.not_before = Some(Instant::now() + self.wait);
+        self.wait = (self.wait * 2).min(LOCKED_WAIT.1);
+    }
+}
+
+fn flag(sql: &str, successor: i32) -> bool {
+    Spi::connect_mut(|client| {
+        run(client, sql, &[successor.into()])?
+            .first()
+            .get_one::<bool>()
+    })
+    .or_raise()
+        == Some(true)
+}
+
+fn is_complete(successor: i32) -> bool {
+    flag("SELECT ingest.successor_is_complete($1)", successor)
+}
+
+/// The two tables and the role that owns them for the pipeline.
+struct Tables {
+    owner: pg_sys::Oid,
+    old: pg_sys::Oid,
+    new: pg_sys::Oid,
+    index: String,
+    layout: Layout,
+    language: String,
+}
+
+fn tables(successor: i32) -> Tables {
+    Spi::connect_mut(|client| {
+        let row = run(
+            client,
+            "SELECT s.owner::oid, p.target::oid, s.target::oid, s.index, s.layout, s.language
+             FROM ingest.pipeline s JOIN ingest.pipeline p ON p.pipeline_id = s.successor_of WHERE s.pipeline_id = $1",
+            &[successor.into()],
+        )?
+        .first();
+        let oid = |column| {
+            Ok::<_, pgrx::spi::Error>(
+                row.get::<pg_sys::Oid>(column)?
+                    .unwrap_or(pg_sys::InvalidOid),
+            )
+        };
+        Ok::<_, pgrx::spi::Error>(Tables {
+            owner: oid(1)?,
+            old: oid(2)?,
+            new: oid(3)?,
+            index: row.get::<String>(4)?.unwrap_or_default(),
+            layout: Layout::named(&row.get::<String>(5)?.unwrap_or_default()).or_raise(),
+            language: row.get::<String>(6)?.unwrap_or_default(),
+        })
+    })
+    .or_raise()
+}
+
+/// Statements that a function in `sql/45-rebuild.sql` makes of two tables.
+fn statements(function: &str, tables: &Tables) -> Vec<String> {
+    Spi::connect_mut(|client| {
+        let rows = run(
+            client,
+            &format!("SELECT s FROM ingest.{function}($1, $2) AS s"),
+            &[tables.old.into(), tables.new.into()],
+        )?;
+        Ok::<_, pgrx::spi::Error>(
+            rows.filter_map(|row| row["s"].value().ok().flatten())
+                .collect(),
+        )
+    })
+    .or_raise()
+}
+
+/// The statements that build the indexes that it wants; `None` when it has them.
+fn missing_indexes(successor: i32) -> Option<Vec<String>> {
+    let tables = tables(successor);
+    let missing = match tables.index.as_str() {
+        "none" => Vec::new(),
+        _ => statements("missing_indexes", &tables),
+    };
+    let none_yet = || {
+        !flag(
+            "SELECT EXISTS (SELECT FROM ingest.pipeline s, ingest.indexes_of(s.target) x WHERE s.pipeline_id = $1 AND x.on_embedding)",
+            successor,
+        )
+    };
+    let wanted = !missing.is_empty() || (tables.index == "immediate" && none_yet());
+    wanted.then_some(missing)
+}
+
+fn is_alone() -> bool {
+    Spi::connect_mut(|client| {
+        run(
+            client,
+            "SELECT pg_try_advisory_xact_lock($1)",
+            &[SWITCH_LOCK.into()],
+        )?
+        .first()
+        .get_one::<bool>()
+    })
+    .or_raise()
+        == Some(true)
+}
+
+fn build_indexes(successor: i32) -> Step {
+    if !is_alone() {
+        return Step::Busy;
+    }
+    if let Some(statements) = missing_indexes(successor) {
+        let tables = tables(successor);
+        {
+            let _acting = lent::acting_on(tables.old, tables.owner);
+            for statement in &statements {
+                Spi::run(statement).or_raise();
+            }
+        }
+        if statements.is_empty() {
+            let _acting = ActingAs::new(tables.owner);
+            create_indexes(tables.new, tables.layout, &tables.language);
+        }
+    }
+    Step::Again
+}
+
+fn switch(successor: i32) -> Step {
+    if !is_alone() {
+        return Step::Busy;
+    }
+    if !flag("SELECT ingest.hold_for_switch($1)", successor) {
+        return Step::Again;
+    }
+    let tables = tables(successor);
+    let statements = statements("swap_statements", &tables);
+    {
+        let _acting = lent::acting_on(tables.old, tables.owner);
+        for statement in &statements {
+            Spi::run(statement).or_raise();
+        }
+    }
+    Spi::connect_mut(|client| {
+        run(client, "SELECT ingest.take_place($1)", &[successor.into()]).map(drop)
+    })
+    .or_raise();
+    wake::review_at_commit();
+    Step::Switched
+}
