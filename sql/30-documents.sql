@@ -83,7 +83,7 @@ BEGIN
     END IF;
     WITH added AS (
         INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
-        SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), 0)
+        SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), n.source_bytes, 0)
         FROM new_rows n LEFT JOIN ingest.pipeline p ON p.name = n.pipeline
         RETURNING pipeline_id, bytes
     )
@@ -187,7 +187,7 @@ BEGIN
         PERFORM ingest.forget_documents(moved_ids, moved_pipelines, moved_keys);
         WITH added AS (
             INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
-            SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), 0)
+            SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), n.source_bytes, 0)
             FROM new_rows n LEFT JOIN ingest.pipeline p ON p.name = n.pipeline
             WHERE n.id = ANY (moved_ids)
             RETURNING pipeline_id, bytes
@@ -201,9 +201,10 @@ BEGIN
     -- one of the documents is waited for first, so that the statement after sees what it settled.
     PERFORM FROM ingest.queue q JOIN new_rows n ON n.id = q.document_id FOR UPDATE OF q;
     WITH changed AS (
-        SELECT n.id, p.pipeline_id, coalesce(octet_length(n.content), 0) AS bytes
+        SELECT n.id, p.pipeline_id, coalesce(octet_length(n.content), n.source_bytes, 0) AS bytes
         FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
-        WHERE n.content IS DISTINCT FROM o.content AND n.pipeline = o.pipeline AND n.key = o.key
+        WHERE (n.content, n.source_version) IS DISTINCT FROM (o.content, o.source_version)
+          AND n.pipeline = o.pipeline AND n.key = o.key
     ), before AS (
         SELECT q.document_id, q.bytes FROM ingest.queue q JOIN changed c ON c.id = q.document_id FOR UPDATE OF q
     ), queued AS (

@@ -29,7 +29,7 @@ BEGIN
     WITH again AS (
         -- What the worker died of is tried with care, and not as often again.
         INSERT INTO ingest.queue (document_id, pipeline_id, bytes, crashes)
-        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0),
+        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), d.source_bytes, 0),
                CASE WHEN f.error_class = 'internal' AND NOT f.retryable THEN 1 ELSE 0 END
         FROM ingest.failures f
         JOIN ingest.pipeline p ON p.name = f.pipeline
@@ -56,16 +56,18 @@ REVOKE ALL ON FUNCTION ingest.retry_failures(int[], text, text) FROM PUBLIC;
 
 CREATE FUNCTION ingest.pending_documents(pipeline text) RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(sum(t.queued), 0)::bigint FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
+    SELECT coalesce(sum(t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')), 0)::bigint
+    FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
     WHERE pending_documents.pipeline IS NULL OR p.name = pending_documents.pipeline
 $$;
-COMMENT ON FUNCTION ingest.pending_documents(text) IS 'Documents waiting or in flight, in one pipeline or in all';
+COMMENT ON FUNCTION ingest.pending_documents(text) IS 'Documents waiting or in flight, and watched tables being read, in one pipeline or in all';
 
 CREATE FUNCTION ingest.stuck_pipelines(pipeline text) RETURNS text
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT string_agg(format('%s is %s', p.pipeline, p.state), '; ')
     FROM ingest.progress p
-    WHERE (p.state IN ('paused', 'blocked') AND p.pending > 0 OR p.state = 'blocked' AND p.in_flight > 0)
+    WHERE (p.state IN ('paused', 'blocked') AND p.pending > 0 OR p.state = 'blocked' AND p.in_flight > 0
+           OR p.state = 'blocked' AND EXISTS (SELECT FROM ingest.watches w WHERE w.pipeline = p.pipeline AND w.state <> 'watching'))
       AND (stuck_pipelines.pipeline IS NULL OR p.pipeline = stuck_pipelines.pipeline)
 $$;
 COMMENT ON FUNCTION ingest.stuck_pipelines(text) IS 'Paused or blocked pipelines with documents waiting, as a sentence; null when there are none';

@@ -5,6 +5,7 @@
 //! worker that a commit added work, and keeps out of the way of DROP DATABASE; [`api`] holds the SQL functions, a file
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
+//! [`sources`] how rows of watched tables are read,
 //! [`reading`] keeps what only reads from writing, [`journal`] is what a worker notes for the one after it, and [`errors`]
 //! is the one place where a failure becomes a Postgres error.
 
@@ -17,6 +18,7 @@ mod owner;
 mod reading;
 mod settings;
 mod shmem;
+mod sources;
 mod wake;
 mod worker;
 

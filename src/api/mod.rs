@@ -3,6 +3,7 @@
 mod definition;
 pub mod documents;
 mod estimate;
+mod expressions;
 mod files;
 #[cfg(feature = "injection")]
 pub mod injection;
@@ -13,6 +14,7 @@ mod queries;
 mod status;
 pub mod targets;
 mod text;
+mod watch;
 
 /// Longest identifier in bytes (NAMEDATALEN - 1).
 pub const MAX_NAME: usize = 63;

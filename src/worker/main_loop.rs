@@ -12,6 +12,7 @@ use crate::budgets;
 use crate::journal::{self, Journal};
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
+use crate::worker::backfill;
 use crate::worker::claim::{self, Claims};
 use crate::worker::housekeeping;
 use crate::worker::launcher::worker_identity;
@@ -231,8 +232,10 @@ impl Worker {
             return Ok(Turn::Leave);
         }
         let number = self.number;
-        let loaded = transaction(|| extension_exists().then(|| pipelines::load(number)))?;
-        let Some(loaded) = loaded else {
+        let loaded = transaction(|| {
+            extension_exists().then(|| (pipelines::load(number), backfill::unfinished()))
+        })?;
+        let Some((loaded, unfinished)) = loaded else {
             budgets::forget_database(self.database);
             journal::forget_database(self.database);
             self.shared.report_absent(self.database);
@@ -276,8 +279,10 @@ impl Worker {
             }
             self.folded = Instant::now();
         }
+        // One of the workers looks after the watched tables.
+        let staged = self.number == 0 && backfill::step(&unfinished, &self.pipelines)?;
         took?;
-        if busy {
+        if busy || staged {
             return Ok(Turn::Again);
         }
         if self.number == 0 && !self.is_busy() && self.build_index()? {

@@ -2,9 +2,10 @@
 //!
 //! A worker's main thread ([`main_loop`]) is the only one that calls Postgres. It knows the definitions ([`pipelines`]),
 //! takes documents ([`claim`], [`queue`], [`heads`]), hands them to the engine, settles what comes back ([`settle`], [`write`]), does the
-//! [`housekeeping`], and sleeps in one wait on its latch and an eventfd that the engine's threads ring ([`process`]).
+//! [`housekeeping`], looks after watched tables ([`backfill`]), and sleeps in one wait on its latch and an eventfd that the engine's threads ring ([`process`]).
 //! [`query_server`] answers `embed()`, and [`recovery`] takes up what a process that died has left. [`transaction`] is how it runs SQL.
 
+mod backfill;
 mod claim;
 mod heads;
 mod housekeeping;
@@ -17,6 +18,7 @@ mod queue;
 mod recovery;
 mod settle;
 mod transaction;
+mod unreadable;
 mod write;
 
 pub use launcher::register_launcher;
