@@ -47,7 +47,7 @@ CREATE TABLE ingest.documents (
     watch_id   int,
     source_key text,
     source_bytes   int,
-    source_version int,
+    source_version bigint,
     UNIQUE (pipeline, key)
 );
 CREATE UNIQUE INDEX documents_source ON ingest.documents (watch_id, source_key) WHERE watch_id IS NOT NULL;
@@ -59,7 +59,10 @@ COMMENT ON COLUMN ingest.documents.metadata IS 'copied to every chunk; search() 
 COMMENT ON COLUMN ingest.documents.watch_id IS 'number of the watched table whose row it is, in ingest.watch; content and metadata are then read from there';
 COMMENT ON COLUMN ingest.documents.source_key IS 'primary key of that row: its text, or a JSON array of texts';
 COMMENT ON COLUMN ingest.documents.source_bytes IS 'bytes that the columns read of that row take, about';
-COMMENT ON COLUMN ingest.documents.source_version IS 'how often that row changed since it is watched';
+COMMENT ON COLUMN ingest.documents.source_version IS 'another one whenever that row changes; from ingest.source_version';
+
+CREATE SEQUENCE ingest.source_version CACHE 1;
+COMMENT ON SEQUENCE ingest.source_version IS 'Tells the changes of watched tables apart';
 
 -- Watched tables. Their rows are documents without content: the worker reads it where it is when it takes the document.
 CREATE TABLE ingest.watch (
@@ -188,6 +191,7 @@ SELECT pg_catalog.pg_extension_config_dump('ingest.documents', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.documents_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.watch', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.watch_watch_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('ingest.source_version', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.failures', '');
 SELECT pg_catalog.pg_extension_config_dump('ingest.limit_definition', '');

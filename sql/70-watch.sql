@@ -54,29 +54,55 @@ $$;
 COMMENT ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) IS 'SQL of what staging_sql() takes of a row';
 REVOKE ALL ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) FROM PUBLIC;
 
-CREATE FUNCTION ingest.staging_sql(w ingest.watch, rows text, refresh boolean) RETURNS text
+-- Two statements: documents for rows that have none, then a new version for those that were there. Whoever is adding the same
+-- document just now is waited for by the first, whichever unique index tells, and seen by the second. $3 is the version.
+CREATE FUNCTION ingest.staging_sql(w ingest.watch, rows text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
         $sql$
-        INSERT INTO ingest.documents AS d (pipeline, key, watch_id, source_key, source_bytes)
-        SELECT %1$L, CASE WHEN r.taken THEN r.key || %2$L || r.source_key || ')' ELSE r.key END, %3$s, r.source_key, r.bytes
-        FROM (SELECT s.source_key, s.key, s.bytes,
-                     EXISTS (SELECT FROM ingest.documents t WHERE t.pipeline = %1$L AND t.key = s.key
-                             AND (t.watch_id IS DISTINCT FROM %3$s OR t.source_key <> s.source_key)) OR %4$s AS taken
-              FROM (SELECT q.source_key, %5$L || q.key AS key, q.bytes FROM (%6$s) AS q) AS s) AS r
-        ON CONFLICT (watch_id, source_key) WHERE watch_id IS NOT NULL DO %7$s
+        INSERT INTO ingest.documents (pipeline, key, watch_id, source_key, source_bytes, source_version)
+        SELECT %1$L, CASE WHEN r.taken THEN r.key || %2$L || r.source_key || ')' ELSE r.key END, %3$s, r.source_key, r.bytes, $3
+        FROM (SELECT s.source_key, s.key, s.bytes, ingest.is_key_taken(%1$L, s.key, %3$s, s.source_key) OR %4$s AS taken
+              FROM (SELECT q.source_key, %5$L || q.key AS key, q.bytes FROM (%6$s) AS q
+                    WHERE NOT EXISTS (SELECT FROM ingest.documents d WHERE d.watch_id = %3$s AND d.source_key = q.source_key)) AS s) AS r
+        ON CONFLICT DO NOTHING
         $sql$,
         p.name, format(' (%s ', w.source), w.watch_id,
         CASE WHEN w.key IS NULL THEN 'false' ELSE 'row_number() OVER (PARTITION BY s.key ORDER BY s.source_key) > 1' END,
-        w.key_prefix, rows,
-        CASE WHEN refresh THEN 'UPDATE SET key = EXCLUDED.key, source_bytes = EXCLUDED.source_bytes,
-                                           source_version = coalesce(d.source_version, 0) + 1'
-             ELSE 'NOTHING' END)
+        w.key_prefix, rows)
     FROM ingest.pipeline p WHERE p.pipeline_id = w.pipeline_id
 $$;
-COMMENT ON FUNCTION ingest.staging_sql(ingest.watch, text, boolean)
-    IS 'SQL that makes documents of rows (source_key, key, bytes) and, with refresh, queues those there are; a key that is another document''s is told apart by table and primary key';
-REVOKE ALL ON FUNCTION ingest.staging_sql(ingest.watch, text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION ingest.staging_sql(ingest.watch, text)
+    IS 'SQL that makes documents of rows (source_key, key, bytes) that have none; a key that is another document''s is told apart by table and primary key';
+REVOKE ALL ON FUNCTION ingest.staging_sql(ingest.watch, text) FROM PUBLIC;
+
+CREATE FUNCTION ingest.touching_sql(w ingest.watch, rows text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format(
+        $sql$
+        UPDATE ingest.documents AS d
+        SET source_version = $3, source_bytes = q.bytes,
+            key = CASE WHEN %1$s THEN d.key
+                       WHEN ingest.is_key_taken(%2$L, %3$L || q.key, %4$s, q.source_key) THEN %3$L || q.key || %5$L || q.source_key || ')'
+                       ELSE %3$L || q.key END
+        FROM (%6$s) AS q
+        WHERE d.watch_id = %4$s AND d.source_key = q.source_key AND d.source_version <> $3
+        $sql$,
+        CASE WHEN w.key IS NULL AND NOT w.refresh THEN 'true' ELSE 'false' END, p.name, w.key_prefix, w.watch_id, format(' (%s ', w.source), rows)
+    FROM ingest.pipeline p WHERE p.pipeline_id = w.pipeline_id
+$$;
+COMMENT ON FUNCTION ingest.touching_sql(ingest.watch, text) IS 'SQL that queues the documents of rows (source_key, key, bytes) anew, under the keys that these have now';
+REVOKE ALL ON FUNCTION ingest.touching_sql(ingest.watch, text) FROM PUBLIC;
+
+-- A function, because an index is to be used for each row, however short the table looked to the planner.
+CREATE FUNCTION ingest.is_key_taken(pipeline text, key text, watch_id int, source_key text) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM ingest.documents d WHERE d.pipeline = is_key_taken.pipeline AND d.key = is_key_taken.key
+                   AND (d.watch_id IS DISTINCT FROM is_key_taken.watch_id OR d.source_key <> is_key_taken.source_key));
+END $$;
+COMMENT ON FUNCTION ingest.is_key_taken(text, text, int, text) IS 'Whether the key is that of a document of another row';
+REVOKE ALL ON FUNCTION ingest.is_key_taken(text, text, int, text) FROM PUBLIC;
 
 CREATE FUNCTION ingest.forget_source(watch_id int, most int) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -101,10 +127,10 @@ COMMENT ON FUNCTION ingest.forget_all_of_source(int) IS 'Removes all documents o
 REVOKE ALL ON FUNCTION ingest.forget_all_of_source(int) FROM PUBLIC;
 
 -- The settings make the texts of keys the same whoever writes. The documents' own triggers must fire where changes that
--- were replicated are applied, too.
+-- were replicated are applied, too. Documents are found by index, whatever the planner knows of a table that grows meanwhile.
 CREATE FUNCTION ingest.source_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET session_replication_role = 'origin'
+SET search_path = pg_catalog, pg_temp SET session_replication_role = 'origin' SET enable_seqscan = off SET enable_mergejoin = off
 SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
 DECLARE
     w ingest.watch;
@@ -116,6 +142,10 @@ DECLARE
     compared text[];
     touched text;
     gone text;
+    left_over bigint := 0;
+    done bigint;
+    version bigint;
+    statement text;
 BEGIN
     -- A dump that is restored holds the documents, too.
     IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
@@ -163,7 +193,7 @@ BEGIN
             -- can tell, and the worker says so.
             CASE WHEN cardinality(compared) < cardinality(columns) THEN 'true'
                  WHEN compared = '{}' THEN 'false'
-                 ELSE (SELECT format('ROW(%s) *<> ROW(%s)', string_agg(format('o.%I', c), ', '), string_agg(format('n.%I', c), ', '))
+                 ELSE (SELECT format('record_image_ne(ROW(%s), ROW(%s))', string_agg(format('o.%I', c), ', '), string_agg(format('n.%I', c), ', '))
                        FROM unnest(compared) AS c) END);
     END IF;
 
@@ -177,12 +207,24 @@ BEGIN
         END IF;
     END IF;
     IF touched IS NOT NULL THEN
-        touched := ingest.staging_sql(w, touched, true);
-        IF by_row THEN
-            EXECUTE touched USING OLD, NEW;
-        ELSE
-            EXECUTE touched;
+        version := nextval('ingest.source_version');
+        IF TG_OP = 'INSERT' THEN
+            EXECUTE format('SELECT count(*) FROM %s AS n', new_rows) INTO left_over USING NULL::int, NEW;
         END IF;
+        -- More than once only where a document came or went in between.
+        FOR attempt IN 1..3 LOOP
+            FOREACH statement IN ARRAY ARRAY[ingest.staging_sql(w, touched), ingest.touching_sql(w, touched)] LOOP
+                IF by_row THEN
+                    EXECUTE statement USING OLD, NEW, version;
+                ELSE
+                    EXECUTE statement USING NULL::int, NULL::int, version;
+                END IF;
+                GET DIAGNOSTICS done = ROW_COUNT;
+                left_over := left_over - done;
+                EXIT WHEN TG_OP = 'INSERT' AND left_over <= 0;
+            END LOOP;
+            EXIT WHEN left_over <= 0;
+        END LOOP;
     END IF;
     RETURN NULL;
 END $$;
@@ -458,17 +500,21 @@ COMMENT ON FUNCTION ingest.try_reading(text, text, int) IS 'A row''s content by 
 
 -- Rows of a watched table that were read as the pipeline's owner become documents.
 CREATE FUNCTION ingest.stage_rows(watch_id int, source_keys text[], keys text[], bytes int[], is_last boolean) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     w ingest.watch;
+    rows text := 'SELECT * FROM unnest($1, $2, $4) AS u(source_key, key, bytes)';
+    version bigint := nextval('ingest.source_version');
 BEGIN
     -- Who unwatches the table meanwhile waits for this, and removes what it stages.
     SELECT * INTO w FROM ingest.watch v WHERE v.watch_id = stage_rows.watch_id AND v.phase = 'scan' FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    EXECUTE ingest.staging_sql(w, 'SELECT * FROM unnest($1, $2, $3) AS u(source_key, key, bytes)', w.refresh)
-        USING source_keys, keys, bytes;
+    EXECUTE ingest.staging_sql(w, rows) USING source_keys, keys, version, bytes;
+    IF w.refresh THEN
+        EXECUTE ingest.touching_sql(w, rows) USING source_keys, keys, version, bytes;
+    END IF;
     UPDATE ingest.watch v
     SET position = CASE WHEN NOT is_last THEN source_keys[cardinality(source_keys)] END,
         phase = CASE WHEN is_last THEN 'done' ELSE 'scan' END, refresh = v.refresh AND NOT is_last

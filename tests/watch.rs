@@ -12,7 +12,7 @@ use harness::*;
 fn articles(rows: usize) -> (Database<'static>, fake_api::FakeApi) {
     let db = Database::new();
     let api = api();
-    db.create_remote_pipeline("p", &api, "");
+    db.create_remote_pipeline("p", &api, "index => 'none'");
     db.run(&format!(
         "CREATE TABLE public.articles (id bigint PRIMARY KEY, title text, body text, lang text DEFAULT 'en', views int DEFAULT 0);
          INSERT INTO public.articles (id, title, body)
@@ -143,7 +143,7 @@ fn any_primary_key_will_do() {
     ];
     let there = || {
         db.all::<String>(
-            "SELECT document_key || content FROM ingest.p_chunks ORDER BY 1 COLLATE \"C\"",
+            "SELECT document_key || content FROM ingest.p_chunks ORDER BY document_key COLLATE \"C\"",
         )
     };
     assert_eq!(
@@ -185,7 +185,7 @@ fn two_pipelines_may_watch_a_table_and_one_may_watch_several() {
     db.settle();
     let keys = |pipeline: &str| {
         db.all::<String>(&format!(
-            "SELECT document_key FROM ingest.{pipeline}_chunks ORDER BY 1 COLLATE \"C\""
+            "SELECT document_key FROM ingest.{pipeline}_chunks ORDER BY document_key COLLATE \"C\""
         ))
     };
     assert_eq!(keys("q"), ["1", "2", "3"]);
