@@ -428,6 +428,45 @@ fn changes_that_are_replicated_are_seen() {
 }
 
 #[test]
+fn a_subscribers_copy_is_watched_like_any_table() {
+    let cluster = Cluster::start(&[("wal_level", "logical")]);
+    let publisher = Database::empty_in(&cluster);
+    publisher.run(
+        "CREATE TABLE public.articles (id bigint PRIMARY KEY, title text, body text);
+         INSERT INTO public.articles SELECT n, 'Title ' || n, 'Body ' || n FROM generate_series(1, 5) n;
+         CREATE PUBLICATION all_of_it FOR TABLE public.articles;
+         SELECT pg_create_logical_replication_slot('articles', 'pgoutput')",
+    );
+    let db = Database::new_in(&cluster);
+    let api = api();
+    db.create_remote_pipeline("p", &api, "");
+    db.run(
+        "CREATE TABLE public.articles (id bigint PRIMARY KEY, title text, body text);
+         SELECT ingest.watch('public.articles', $$title || E'\\n' || body$$, 'p')",
+    );
+    db.run(&format!(
+        "CREATE SUBSCRIPTION articles CONNECTION 'host={} port=5432 user=postgres dbname={}' PUBLICATION all_of_it
+         WITH (create_slot = false, slot_name = 'articles')",
+        cluster.home().display(),
+        publisher.name()
+    ));
+    let arrived = |condition: &str| {
+        wait_until("the change is applied", SOON, || {
+            db.one::<bool>(&format!("SELECT {condition} FROM public.articles"))
+        });
+        follows(&db);
+    };
+    arrived("count(*) = 5");
+    publisher.run("INSERT INTO public.articles VALUES (6, 'Six', 'Of six.'); UPDATE public.articles SET body = 'New' WHERE id = 2; DELETE FROM public.articles WHERE id = 3");
+    arrived("count(*) = 5 AND bool_or(id = 6) AND bool_or(body = 'New')");
+    publisher.run(
+        "TRUNCATE public.articles; INSERT INTO public.articles VALUES (7, 'Seven', 'Of seven.')",
+    );
+    arrived("count(*) = 1");
+    db.run("DROP SUBSCRIPTION articles");
+}
+
+#[test]
 fn content_is_read_with_the_rights_of_the_pipelines_owner() {
     let db = Database::new();
     let (owner, mut client) = role(&db);

@@ -79,7 +79,7 @@ fn step_of(one: &Unfinished, pipeline: &Active) -> Result<(), SqlError> {
     let done = transaction(|| {
         Spi::connect_mut(|client| {
             match one.phase.as_str() {
-                "sweep" => sweep(client, &source)?,
+                "sweep" => sweep(client, &source, false)?,
                 _ => scan(client, &source, one.position.as_deref())?,
             }
             unblock(client, pipeline)
@@ -87,6 +87,9 @@ fn step_of(one: &Unfinished, pipeline: &Active) -> Result<(), SqlError> {
         .or_raise();
     });
     match done {
+        Err(error) if one.phase == "sweep" && is_no_key(&error) => {
+            transaction(|| Spi::connect_mut(|client| sweep(client, &source, true)).or_raise())
+        }
         Err(error) if !error.is_transient() => {
             let error = EmbedError::model_unusable(source.blocking_message(&error.to_string()))
                 .with_hint(source.advice());
@@ -106,8 +109,21 @@ fn forget_dropped(client: &mut SpiClient, watch: i32) -> Result<(), pgrx::spi::E
     .map(drop)
 }
 
-/// Looks for the rows of the next documents, and removes those that are gone, or that the pipeline's owner does not see.
-fn sweep(client: &mut SpiClient, source: &Source) -> Result<(), pgrx::spi::Error> {
+/// Whether a text cannot be a value of the primary key: that is of another type by now.
+fn is_no_key(error: &SqlError) -> bool {
+    use PgSqlErrorCode as C;
+    matches!(
+        error.code,
+        C::ERRCODE_INVALID_TEXT_REPRESENTATION
+            | C::ERRCODE_INVALID_DATETIME_FORMAT
+            | C::ERRCODE_DATETIME_FIELD_OVERFLOW
+            | C::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE
+    )
+}
+
+/// Looks for the rows of the next documents, and removes those that are gone, or that the pipeline's owner does not see;
+/// or, where none can be there, all.
+fn sweep(client: &mut SpiClient, source: &Source, all: bool) -> Result<(), pgrx::spi::Error> {
     let statements = source.statements();
     let rows = run(
         client,
@@ -118,7 +134,7 @@ fn sweep(client: &mut SpiClient, source: &Source) -> Result<(), pgrx::spi::Error
     let last = (keys.len() as i32 == ROWS)
         .then(|| keys.last().cloned())
         .flatten();
-    let missing = if keys.is_empty() {
+    let missing = if keys.is_empty() || all {
         keys
     } else {
         texts(

@@ -114,6 +114,8 @@ struct Worker {
     folded: Instant,
     /// Whether claims of processes that have ended are still to be freed: somebody had them locked.
     unreleased: bool,
+    /// When watched tables are looked after again, of which something was locked.
+    stage_again: Option<Instant>,
 }
 
 /// What a turn of the loop left to do.
@@ -169,6 +171,7 @@ impl Worker {
             folded: Instant::now(),
             pipelines: Pipelines::new(database, slot),
             unreleased,
+            stage_again: None,
         })
     }
 
@@ -280,7 +283,7 @@ impl Worker {
             self.folded = Instant::now();
         }
         // One of the workers looks after the watched tables.
-        let staged = self.number == 0 && backfill::step(&unfinished, &self.pipelines)?;
+        let staged = self.stage(&unfinished)?;
         took?;
         if busy || staged {
             return Ok(Turn::Again);
@@ -295,8 +298,25 @@ impl Worker {
             self.unreleased.then_some(AFTER_ERROR),
             self.claims.held_back().then_some(AFTER_ERROR),
             self.claims.look_again(),
+            self.stage_again
+                .map(|at| at.saturating_duration_since(Instant::now())),
         ];
         Ok(Turn::Wait(due.into_iter().flatten().min()))
+    }
+
+    /// Takes a step with watched tables; whether something was done. What somebody has locked is tried again later.
+    fn stage(&mut self, unfinished: &[backfill::Unfinished]) -> Result<bool, SqlError> {
+        if self.number != 0 || self.stage_again.is_some_and(|at| at > Instant::now()) {
+            return Ok(false);
+        }
+        self.stage_again = None;
+        match backfill::step(unfinished, &self.pipelines) {
+            Err(error) if error.is_transient() => {
+                self.stage_again = Some(Instant::now() + AFTER_ERROR);
+                Ok(false)
+            }
+            stepped => stepped,
+        }
     }
 
     /// Does what the engine's news ask for.
