@@ -5,7 +5,7 @@ use std::io::Write;
 
 use harness::flight::counted;
 use harness::remote::api;
-use harness::roles::{gone, role, run};
+use harness::roles::{gone, refused, role, run};
 use harness::*;
 
 /// A database with a table of articles and a pipeline at a fake API.
@@ -428,15 +428,49 @@ fn changes_that_are_replicated_are_seen() {
 }
 
 #[test]
+fn a_transaction_that_began_before_watching_is_told_to_try_again() {
+    let (db, _api) = articles(2);
+    let mut client = db.connect();
+    run(
+        &mut client,
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM ingest.documents",
+    );
+    db.run(WATCH);
+    let insert = "INSERT INTO public.articles (id, title, body) VALUES (3, 'Three', 'Of three.')";
+    assert_eq!(refused(&mut client, insert).code, "40001");
+    run(&mut client, "ROLLBACK");
+    run(&mut client, insert);
+    follows(&db);
+}
+
+#[test]
+fn estimate_and_eta_know_what_is_in_the_table() {
+    let (db, _api) = articles(0);
+    db.run("SELECT ingest.pause('p')");
+    db.run("INSERT INTO public.articles (id, title, body) SELECT n, 'T', repeat(md5(n::text) || ' ', 20) FROM generate_series(1, 30) n");
+    db.run(WATCH);
+    wait_until("the table has been read", SOON, || {
+        db.progress_of("p").documents == 30
+    });
+    let row = &db.rows("SELECT documents, chunks, tokens FROM ingest.estimate('p')")[0];
+    let (documents, chunks, tokens): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!((documents, chunks), (30, 30));
+    db.run("SELECT ingest.resume('p')");
+    db.settle();
+    counted(&db, "p");
+    assert_eq!(tokens, db.progress_of("p").tokens);
+}
+
+#[test]
 fn a_subscribers_copy_is_watched_like_any_table() {
     let cluster = Cluster::start(&[("wal_level", "logical")]);
     let publisher = Database::empty_in(&cluster);
     publisher.run(
         "CREATE TABLE public.articles (id bigint PRIMARY KEY, title text, body text);
          INSERT INTO public.articles SELECT n, 'Title ' || n, 'Body ' || n FROM generate_series(1, 5) n;
-         CREATE PUBLICATION all_of_it FOR TABLE public.articles;
-         SELECT pg_create_logical_replication_slot('articles', 'pgoutput')",
+         CREATE PUBLICATION all_of_it FOR TABLE public.articles",
     );
+    publisher.run("SELECT pg_create_logical_replication_slot('articles', 'pgoutput')");
     let db = Database::new_in(&cluster);
     let api = api();
     db.create_remote_pipeline("p", &api, "");
