@@ -1,5 +1,6 @@
 //! What is done to the queue's rows for claims: documents are marked as held and read, and the claims of dead workers end.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -261,13 +262,12 @@ fn read_rows(
             bytes += candidate.bytes as usize;
             continue;
         };
-        if !known.contains_key(&row.watch) {
-            known.insert(row.watch, Source::find(client, row.watch)?);
-        }
+        let source = match known.entry(row.watch) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => place.insert(Source::find(client, row.watch)?),
+        };
         // Nobody reads through another pipeline's watch.
-        let source = known[&row.watch]
-            .as_ref()
-            .filter(|source| source.pipeline == pipeline);
+        let source = source.as_ref().filter(|source| source.pipeline == pipeline);
         let Some(source) = source.filter(|source| source.table.is_some()) else {
             row.is_gone = true;
             continue;
