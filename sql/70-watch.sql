@@ -198,6 +198,16 @@ BEGIN
     END IF;
 
     IF gone IS NOT NULL THEN
+        -- The worker may be adding a document for such a row just now, which the DELETE would not see: whoever adds it here, too,
+        -- waits for that, or has the worker wait.
+        IF w.phase <> 'done' THEN
+            statement := ingest.staging_sql(w, format('SELECT g.source_key, g.source_key AS key, 0 AS bytes FROM (%s) AS g', gone));
+            IF by_row THEN
+                EXECUTE statement USING OLD, NEW, 0::bigint;
+            ELSE
+                EXECUTE statement USING NULL::int, NULL::int, 0::bigint;
+            END IF;
+        END IF;
         gone := format('DELETE FROM ingest.documents d USING (%s) AS g WHERE d.watch_id = %s AND d.source_key = g.source_key',
                        gone, w.watch_id);
         IF by_row THEN
