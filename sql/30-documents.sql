@@ -85,7 +85,7 @@ BEGIN
     END IF;
     WITH added AS (
         INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
-        SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), 0)
+        SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), n.source_bytes, 0)
         FROM new_rows n LEFT JOIN ingest.pipeline p ON p.name = n.pipeline
         RETURNING pipeline_id, bytes
     )
@@ -167,9 +167,12 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION ingest.documents_deleted() IS 'Removes what belongs to deleted documents, chunks included';
 
+-- A session keeps the plans that it made when few rows changed. Without nested loops these do for many, too; and queue and
+-- failures are asked by document, so that nothing but the changed rows is joined.
 CREATE FUNCTION ingest.documents_updated() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
 DECLARE
+    changed_ids bigint[];
     moved_ids bigint[];
     moved_pipelines text[];
     moved_keys text[];
@@ -191,7 +194,7 @@ BEGIN
         PERFORM ingest.forget_documents(moved_ids, moved_pipelines, moved_keys);
         WITH added AS (
             INSERT INTO ingest.queue (document_id, pipeline_id, bytes)
-            SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), 0)
+            SELECT n.id, coalesce(p.pipeline_id, ingest.unknown_pipeline(n.pipeline)), coalesce(octet_length(n.content), n.source_bytes, 0)
             FROM new_rows n LEFT JOIN ingest.pipeline p ON p.name = n.pipeline
             WHERE n.id = ANY (moved_ids)
             RETURNING pipeline_id, bytes
@@ -203,14 +206,17 @@ BEGIN
 
     -- New content is queued once, whatever was waiting; a claim on the old content is void. A worker that is settling
     -- one of the documents is waited for first, so that the statement after sees what it settled.
-    PERFORM FROM ingest.queue q JOIN new_rows n ON n.id = q.document_id FOR UPDATE OF q;
+    changed_ids := ARRAY(SELECT n.id FROM new_rows n);
+    PERFORM FROM ingest.queue q WHERE q.document_id = ANY (changed_ids) FOR UPDATE;
+    changed_ids := ARRAY(SELECT n.id FROM old_rows o JOIN new_rows n ON n.id = o.id
+                         WHERE (n.content, n.source_version) IS DISTINCT FROM (o.content, o.source_version)
+                           AND n.pipeline = o.pipeline AND n.key = o.key);
     WITH changed AS (
-        SELECT n.id, p.pipeline_id, p.successor_of IS NOT NULL AS rebuild, coalesce(octet_length(n.content), 0) AS bytes
-        FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
-        WHERE n.content IS DISTINCT FROM o.content AND n.pipeline = o.pipeline AND n.key = o.key
+        SELECT n.id, p.pipeline_id, p.successor_of IS NOT NULL AS rebuild, coalesce(octet_length(n.content), n.source_bytes, 0) AS bytes
+        FROM new_rows n JOIN ingest.pipeline p ON p.name = n.pipeline
+        WHERE n.id = ANY (changed_ids)
     ), before AS (
-        SELECT q.document_id, q.pipeline_id, q.bytes
-        FROM ingest.queue q JOIN changed c ON c.id = q.document_id AND c.pipeline_id = q.pipeline_id FOR UPDATE OF q
+        SELECT q.document_id, q.pipeline_id, q.bytes FROM ingest.queue q WHERE q.document_id = ANY (changed_ids) FOR UPDATE
     ), queued AS (
         -- With neither queue row nor failure it was embedded: what of it has not changed is not paid for again.
         INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes, revised)
@@ -227,7 +233,8 @@ BEGIN
     FROM queued q
     JOIN changed c ON c.id = q.document_id AND c.pipeline_id = q.pipeline_id
     LEFT JOIN before b ON b.document_id = q.document_id AND b.pipeline_id = q.pipeline_id
-    LEFT JOIN ingest.failures f ON f.document_id = q.document_id AND f.rebuild = c.rebuild
+    LEFT JOIN (SELECT g.document_id, g.rebuild FROM ingest.failures g WHERE g.document_id = ANY (changed_ids)) f
+        ON f.document_id = q.document_id AND f.rebuild = c.rebuild
     GROUP BY q.pipeline_id;
     woken := woken OR FOUND;
 

@@ -120,7 +120,7 @@ SELECT n.name AS pipeline,
        CASE WHEN n.paused THEN 'paused'
             WHEN n.blocked_error IS NOT NULL OR n.problem IS NOT NULL THEN 'blocked'
             WHEN n.queued > 0 AND n.cooling_down IS NOT NULL THEN 'cooling_down'
-            WHEN n.queued > 0 THEN 'running'
+            WHEN n.queued > 0 OR EXISTS (SELECT FROM ingest.watch w WHERE w.pipeline_id = n.pipeline_id AND w.phase <> 'done') THEN 'running'
             ELSE 'idle' END AS state,
        n.total AS documents, n.done AS embedded, n.queued - n.claimed AS pending, n.claimed AS in_flight,
        n.settled_failed AS failed,
@@ -187,6 +187,9 @@ BEGIN
                   DETAIL = format('A %s transaction does not see all documents that it would remove.', current_setting('transaction_isolation')),
                   HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED;';
     END IF;
+    -- Whoever writes to a watched table holds it before the documents.
+    PERFORM ingest.detach_source(w.watch_id) FROM ingest.watch w WHERE w.pipeline_id = remove_pipeline.pipeline_id;
+    DELETE FROM ingest.watch w WHERE w.pipeline_id = remove_pipeline.pipeline_id;
     -- In the order in which a worker locks: documents, queue, pipeline, differences, counter.
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
     PERFORM ingest.remove_successor(remove_pipeline.pipeline_id);
@@ -217,7 +220,7 @@ BEGIN
     PERFORM FROM ingest.queue q WHERE q.pipeline_id = requeue_all.pipeline_id FOR UPDATE;
     WITH again AS (
         INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes, revised)
-        SELECT d.id, p.pipeline_id, coalesce(octet_length(d.content), 0),
+        SELECT d.id, p.pipeline_id, coalesce(octet_length(d.content), d.source_bytes, 0),
                NOT EXISTS (SELECT FROM ingest.failures f WHERE f.document_id = d.id AND f.rebuild = (p.successor_of IS NOT NULL))
         FROM ingest.documents d JOIN ingest.pipeline p ON p.name = d.pipeline
         WHERE p.pipeline_id = requeue_all.pipeline_id

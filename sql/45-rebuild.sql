@@ -274,24 +274,39 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION ingest.new_generation(int) IS 'Voids what is being made with the definition as it was';
 
+CREATE FUNCTION ingest.former_target(pipeline_id int) RETURNS regclass
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN s.successor_of IS NULL THEN s.target ELSE p.target END
+    FROM ingest.pipeline s LEFT JOIN ingest.pipeline p ON p.pipeline_id = s.successor_of
+    WHERE s.pipeline_id = former_target.pipeline_id AND s.reuses
+      AND (s.successor_of IS NULL
+           OR p.reuses AND (p.model, p.dimensions, p.base_url, p.request) IS NOT DISTINCT FROM (s.model, s.dimensions, s.base_url, s.request))
+$$;
+COMMENT ON FUNCTION ingest.former_target(int) IS 'The table whose vectors serve a pipeline where a text is the same: its own, or for a successor that only cuts in another way its pipeline''s; null for none';
+
 -- The documents that a successor begins with. The pipeline is held (hold_pipeline).
 CREATE FUNCTION ingest.queue_for_successor(successor int) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     queued bigint;
     bytes bigint;
+    serving regclass;
 BEGIN
+    -- All that will be in its table is made as it is defined now.
+    UPDATE ingest.pipeline s SET reuses = true WHERE s.pipeline_id = successor AND NOT s.reuses;
+    serving := ingest.former_target(successor);
     WITH added AS (
-        INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes)
-        SELECT d.id, s.pipeline_id, coalesce(octet_length(d.content), 0)
+        INSERT INTO ingest.queue AS q (document_id, pipeline_id, bytes, revised)
+        SELECT d.id, s.pipeline_id, coalesce(octet_length(d.content), d.source_bytes, 0),
+               serving IS NOT NULL
+               AND NOT EXISTS (SELECT FROM ingest.failures f WHERE f.document_id = d.id AND NOT f.rebuild)
+               AND NOT EXISTS (SELECT FROM ingest.queue w WHERE w.document_id = d.id AND w.pipeline_id = s.successor_of)
         FROM ingest.pipeline s JOIN ingest.documents d ON d.pipeline = s.name
         WHERE s.pipeline_id = successor
         RETURNING q.bytes
     )
     SELECT count(*), coalesce(sum(a.bytes), 0) INTO queued, bytes FROM added a;
     INSERT INTO ingest.counter (pipeline_id, documents, queued, queued_bytes) VALUES (successor, queued, queued, bytes);
-    -- All that will be in its table is made as it is defined now.
-    UPDATE ingest.pipeline s SET reuses = true WHERE s.pipeline_id = successor AND NOT s.reuses;
     PERFORM ingest.new_generation(s.successor_of) FROM ingest.pipeline s WHERE s.pipeline_id = successor;
     RETURN queued;
 END $$;
@@ -407,6 +422,6 @@ COMMENT ON COLUMN ingest.rebuilds.last_error IS 'why it is blocked, else the lat
 REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclass, oid), ingest.next_name(regclass), ingest.next_table(regclass, text),
     ingest.relations_of(regclass), ingest.next_statements(regclass, regclass, text), ingest.indexes_of(regclass),
     ingest.missing_indexes(regclass, regclass), ingest.swap_statements(regclass, regclass), ingest.hold_pipeline(int),
-    ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.queue_for_successor(int),
+    ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.former_target(int), ingest.queue_for_successor(int),
     ingest.remove_successor(int), ingest.successor_is_complete(int), ingest.hold_for_switch(int),
     ingest.take_place(int) FROM PUBLIC;

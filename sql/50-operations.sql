@@ -30,7 +30,7 @@ BEGIN
     WITH again AS (
         -- What the worker died of is tried with care, and not as often again.
         INSERT INTO ingest.queue (document_id, pipeline_id, bytes, crashes)
-        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), 0),
+        SELECT f.document_id, p.pipeline_id, coalesce(octet_length(d.content), d.source_bytes, 0),
                CASE WHEN f.error_class = 'internal' AND NOT f.retryable THEN 1 ELSE 0 END
         FROM ingest.failures f
         JOIN ingest.pipeline p ON p.name = f.pipeline AND (p.successor_of IS NOT NULL) = f.rebuild
@@ -57,18 +57,20 @@ REVOKE ALL ON FUNCTION ingest.retry_failures(int[], text, text) FROM PUBLIC;
 
 CREATE FUNCTION ingest.pending_documents(pipelines int[]) RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    -- A rebuild is pending until it has taken the old one's place.
-    SELECT coalesce(sum(t.queued), 0)::bigint + count(p.successor_of)
+    -- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
+    SELECT coalesce(sum(t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')), 0)::bigint
+           + count(p.successor_of)
     FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
     WHERE t.pipeline_id = ANY (pending_documents.pipelines)
 $$;
-COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines, and rebuilds among them that have not ended';
+COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines, rebuilds among them that have not ended, and watched tables being read';
 
 CREATE FUNCTION ingest.stuck_pipelines(pipeline text) RETURNS text
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT string_agg(format('%s is %s', p.pipeline, p.state), '; ')
     FROM (SELECT g.pipeline, g.state FROM ingest.progress g
           WHERE g.state IN ('paused', 'blocked') AND g.pending > 0 OR g.state = 'blocked' AND g.in_flight > 0
+             OR g.state = 'blocked' AND EXISTS (SELECT FROM ingest.watches w WHERE w.pipeline = g.pipeline AND w.state <> 'watching')
           UNION ALL
           SELECT format('%s (rebuild)', r.pipeline), r.state FROM ingest.rebuilds r
           WHERE r.state IN ('paused', 'blocked', 'failed')) AS p(pipeline, state)

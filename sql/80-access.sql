@@ -50,6 +50,8 @@ BEGIN
     END LOOP;
 END $$;
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON ingest.documents TO PUBLIC;
-GRANT SELECT ON ingest.failures, ingest.progress, ingest.rebuilds, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
+-- Which row of a watched table a document stands for is for watch() alone to say.
+GRANT SELECT, DELETE, INSERT (id, pipeline, key, content, metadata, created_at, updated_at),
+    UPDATE (id, pipeline, key, content, metadata, created_at, updated_at) ON ingest.documents TO PUBLIC;
+GRANT SELECT ON ingest.failures, ingest.progress, ingest.rebuilds, ingest.watches, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
     ingest.visible_limits TO PUBLIC;

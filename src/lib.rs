@@ -6,7 +6,8 @@
 //! live together; [`api`] holds the SQL functions, a file
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
-//! [`reading`] keeps what only reads from writing, [`layout`] is what a target looks like, [`journal`] is what a worker notes for the one after it, and [`errors`]
+//! [`sources`] says how rows of watched tables are read, [`reading`] keeps what only reads from writing, [`layout`] is what a target
+//! looks like, [`journal`] is what a worker notes for the one after it, and [`errors`]
 //! is the one place where a failure becomes a Postgres error.
 
 mod access;
@@ -20,6 +21,7 @@ mod owner;
 mod reading;
 mod settings;
 mod shmem;
+mod sources;
 mod wake;
 mod worker;
 

@@ -239,7 +239,10 @@ unsafe fn wakes(node: *mut pg_sys::Node) -> bool {
             T::T_CreateExtensionStmt => true,
             T::T_DropStmt => matches!(
                 (*node.cast::<pg_sys::DropStmt>()).removeType,
-                pg_sys::ObjectType::OBJECT_EXTENSION | pg_sys::ObjectType::OBJECT_SCHEMA
+                pg_sys::ObjectType::OBJECT_EXTENSION
+                    | pg_sys::ObjectType::OBJECT_SCHEMA
+                    // A watched table takes its documents along.
+                    | pg_sys::ObjectType::OBJECT_TABLE
             ),
             T::T_TransactionStmt => {
                 (*node.cast::<pg_sys::TransactionStmt>()).kind

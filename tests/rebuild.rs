@@ -536,6 +536,7 @@ fn an_empty_pipeline_changes_at_once() {
             "ingest.default_chunks_document_key_chunk_no_key",
             "ingest.default_chunks_embedding_idx",
             "ingest.default_chunks_pkey",
+            "ingest.default_chunks_to_tsvector_idx",
         ]
     );
 }

@@ -118,6 +118,49 @@ fn schema_and_data_can_be_restored_apart() {
     );
 }
 
+#[test]
+fn a_watched_table_is_watched_in_the_restored_database() {
+    let db = Database::with_pipeline();
+    db.run(
+        "CREATE TABLE public.articles (dropped int, id int PRIMARY KEY, body text); ALTER TABLE public.articles DROP dropped;
+         INSERT INTO public.articles SELECT n, 'The body of article ' || n FROM generate_series(1, 20) n;
+         SELECT ingest.watch('public.articles', 'body')",
+    );
+    db.quiesce();
+    let rows = [
+        "SELECT * FROM ingest.watch",
+        "SELECT * FROM ingest.documents ORDER BY id",
+        "SELECT * FROM ingest.default_chunks ORDER BY id",
+    ];
+    let before = rows.map(|sql| db.rows_as_text(sql));
+    for parts in [&[&[][..]][..], &[&["--schema-only"], &["--data-only"]]] {
+        let restored = Database::empty_in(db.cluster());
+        for options in parts {
+            restored.restore(&db.dump(options));
+        }
+        restored.worker();
+        restored.quiesce();
+        assert_eq!(rows.map(|sql| restored.rows_as_text(sql)), before);
+        restored.run(
+            "DELETE FROM public.articles WHERE id = 1; UPDATE public.articles SET body = 'Changed' WHERE id = 2;
+             INSERT INTO public.articles VALUES (21, 'New')",
+        );
+        restored.settle();
+        assert_eq!(restored.progress().counts(), (20, 20, 0, 0));
+        assert_eq!(
+            restored.all::<String>("SELECT content FROM ingest.default_chunks WHERE document_key IN ('1', '2', '21') ORDER BY 1"),
+            ["Changed", "New"]
+        );
+        restored.run("SELECT ingest.drop_pipeline('default', true); DROP EXTENSION pg_ingest");
+        assert_eq!(
+            restored.one::<i64>(
+                "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'public.articles'::regclass"
+            ),
+            0
+        );
+    }
+}
+
 /// A remote pipeline under a limit, in every state that there is: embedded, failed, failed and queued again, waiting for the
 /// next attempt, in flight, waiting.
 fn fill_remote(db: &Database, api: &FakeApi) {

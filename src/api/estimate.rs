@@ -12,7 +12,8 @@ use crate::api::text::{cost_of, pipeline_tokenizer};
 use crate::budgets;
 use crate::errors::OrRaise;
 use crate::owner::ActingAs;
-use crate::{reading, shmem};
+use crate::sources::Source;
+use crate::{reading, settings, shmem};
 
 /// Documents that are counted.
 const SAMPLE_DOCUMENTS: i32 = 200;
@@ -188,17 +189,9 @@ fn count_sample(definition: &Definition) -> Counted {
     // One at a time: a document may be as large as pg_ingest.max_document_size.
     for document in sample {
         pgrx::check_for_interrupts!();
-        let content: Option<String> = {
-            let _acting = ActingAs::extension_owner();
-            reading::one(
-                "SELECT (SELECT content FROM ingest.documents WHERE id = $1)",
-                &[document.into()],
-            )
-            .or_raise()
-        };
+        let (content, bytes) = content_of(document);
         counted.documents += 1;
-        let content = content.unwrap_or_default();
-        counted.bytes += content.len() as u64;
+        counted.bytes += bytes;
         // What cannot be split fails, and costs nothing.
         if let Ok(chunks) = chunker::split(&content, &options, &tokenizer) {
             counted.chunks += chunks.len() as u64;
@@ -212,6 +205,41 @@ fn count_sample(definition: &Definition) -> Counted {
         }
     }
     counted
+}
+
+/// A document's content, and the bytes that the queue counts for it.
+fn content_of(document: i64) -> (String, u64) {
+    let acting = ActingAs::extension_owner();
+    let (watch, key) = reading::two::<i32, String>(
+        "SELECT watch_id, source_key FROM ingest.documents WHERE id = $1",
+        &[document.into()],
+    )
+    .unwrap_or_default();
+    let (content, bytes) = reading::two::<String, i32>(
+        "SELECT content, source_bytes FROM ingest.documents WHERE id = $1",
+        &[document.into()],
+    )
+    .unwrap_or_default();
+    let source =
+        watch.and_then(|watch| Spi::connect_mut(|client| Source::find(client, watch)).or_raise());
+    drop(acting);
+    let Some(source) = source else {
+        let content = content.unwrap_or_default();
+        let bytes = content.len() as u64;
+        return (content, bytes);
+    };
+    let statement = source.statements.as_ref().map(|s| s.reading.as_str());
+    let largest = i32::try_from(settings::max_document_size()).unwrap_or(i32::MAX);
+    let _acting = ActingAs::new(source.owner);
+    let content = reading::one(
+        "SELECT ingest.try_reading($1, $2, $3)",
+        &[statement.into(), key.into(), largest.into()],
+    )
+    .or_raise();
+    (
+        content.unwrap_or_default(),
+        bytes.unwrap_or(0).max(0) as u64,
+    )
 }
 
 /// What may be sent under the pipeline's limit, and what of today's budget is used; `None` without a limit.

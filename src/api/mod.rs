@@ -4,6 +4,7 @@ mod alter;
 mod definition;
 pub mod documents;
 mod estimate;
+mod expressions;
 mod files;
 mod grants;
 #[cfg(feature = "injection")]
@@ -17,6 +18,7 @@ mod rebuild;
 mod status;
 pub mod targets;
 mod text;
+mod watch;
 
 /// Longest identifier in bytes (NAMEDATALEN - 1).
 pub const MAX_NAME: usize = 63;

@@ -13,12 +13,14 @@ use pgrx::prelude::*;
 use crate::errors::OrRaise;
 use crate::journal::{Journal, Note};
 use crate::settings;
+use crate::sources;
 use crate::worker::former;
 use crate::worker::heads::Heads;
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::process::reach;
-use crate::worker::queue::{Candidate, Limits, Taken, claim};
+use crate::worker::queue::{Candidate, Limits, Taken, claim, forget_documents};
 use crate::worker::transaction::{SqlError, run, transaction};
+use crate::worker::unreadable::{Found, UnreadableRow};
 
 /// Documents taken or written by one transaction at most.
 pub const MAX_BATCH: usize = 512;
@@ -165,6 +167,11 @@ impl Claims {
             .map(|claim| (claim.document, claim.token))
             .collect();
         self.freeing.extend(standing.difference(&known));
+        self.free()
+    }
+
+    /// Frees in the queue what was given up.
+    fn free(&mut self) -> Result<(), SqlError> {
         if self.freeing.is_empty() {
             return Ok(());
         }
@@ -209,6 +216,7 @@ impl Claims {
         engine: &Engine,
         stuck: &[i32],
     ) -> Result<Option<i32>, SqlError> {
+        self.free()?;
         self.held_back = false;
         self.look_again = None;
         let mut worst = Ok(None);
@@ -256,6 +264,7 @@ impl Claims {
         let worker = self.worker;
         let from = self.heads.next(pipeline);
         let mut unreadable = None;
+        let mut row = None;
         let claimed = loop {
             let limits = Limits {
                 documents: most,
@@ -263,13 +272,29 @@ impl Claims {
                 former_chunks: former::chunks_of_a_batch(active),
                 chunk_bytes: former::chunk_bytes(&spec.split),
                 read: unreadable.is_none(),
+                unreadable: row
+                    .as_ref()
+                    .map(|unreadable: &UnreadableRow| unreadable.document),
             };
-            match transaction(|| claim((pipeline, spec.generation), worker, token, from, limits)) {
-                Ok(claimed) => break claimed,
-                Err(error) if error.is_transient() || unreadable.is_some() => return Err(error),
+            let claimed =
+                transaction(|| claim((pipeline, spec.generation), worker, token, from, limits));
+            let place = sources::take_place();
+            match (claimed, place) {
+                (Ok(claimed), _) => break claimed,
+                (Err(error), Some(place)) => match UnreadableRow::find(error, &place, active)? {
+                    Found::Nothing => return Ok(false),
+                    Found::Slow => most = place.before,
+                    Found::Row(found) => {
+                        most = place.before + 1;
+                        row = Some(found);
+                    }
+                },
+                (Err(error), None) if error.is_transient() || unreadable.is_some() => {
+                    return Err(error);
+                }
                 // Perhaps one of them cannot be read (a damaged table): it is found, and fails alone.
-                Err(_) if most > 1 => most /= 2,
-                Err(error) => unreadable = Some(error),
+                (Err(_), None) if most > 1 => most /= 2,
+                (Err(error), None) => unreadable = Some(error),
             }
         };
         reach(Point::AfterClaim)?;
@@ -297,10 +322,19 @@ impl Claims {
             .map(|t| t.key.as_str())
             .collect();
         let mut former = former::read(active, &revised);
+        let mut gone = Vec::new();
         for document in taken {
             let Some(candidate) = sizes.get(&document.id) else {
                 continue;
             };
+            if document.row.as_ref().is_some_and(|row| row.is_gone) {
+                gone.push(document.id);
+                continue;
+            }
+            let bytes = document
+                .row
+                .as_ref()
+                .map_or(candidate.bytes, |row| row.bytes);
             let ticket = self.next_ticket;
             self.next_ticket += 1;
             let alone = candidate.attempts >= ALONE_AFTER || candidate.crashes >= ALONE_AFTER;
@@ -321,24 +355,27 @@ impl Claims {
                 },
             );
             match document.content {
-                _ if candidate.bytes as usize > settings::max_document_size() => {
+                _ if bytes as usize > settings::max_document_size() => {
                     self.refuse(
                         ticket,
                         ErrorClass::TooLarge,
                         format!(
                             "the content has {} bytes; pg_ingest.max_document_size is {}",
-                            candidate.bytes,
+                            bytes,
                             settings::max_document_size()
                         ),
                     );
                 }
                 None => {
-                    let (class, message) = match &unreadable {
-                        Some(error) => (
+                    let (class, message) = match (&row, &unreadable) {
+                        (Some(row), _) if row.document == candidate.id => {
+                            (row.class, row.message.clone())
+                        }
+                        (_, Some(error)) => (
                             ErrorClass::Internal,
                             format!("the document cannot be read: {error}"),
                         ),
-                        None => (ErrorClass::InvalidRequest, "the content is null".into()),
+                        _ => (ErrorClass::InvalidRequest, "the content is null".into()),
                     };
                     self.refuse(ticket, class, message);
                 }
@@ -352,7 +389,21 @@ impl Claims {
                 }),
             }
         }
+        self.forget(gone, token)?;
         Ok(any)
+    }
+
+    /// Removes documents whose rows are gone, unless these have come back meanwhile.
+    fn forget(&mut self, gone: Vec<i64>, token: i64) -> Result<(), SqlError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let forgotten = transaction(|| forget_documents(&gone, token));
+        if forgotten.is_err() {
+            self.freeing
+                .extend(gone.into_iter().map(|document| (document, token)));
+        }
+        forgotten
     }
 
     fn refuse(&mut self, ticket: u64, class: ErrorClass, message: String) {

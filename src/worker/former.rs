@@ -33,27 +33,26 @@ pub fn chunks_of_a_batch(pipeline: &Active) -> usize {
 /// The chunks that the documents with these keys have, by key. None where the target cannot be read just now, or where what
 /// is in it was not made as the pipeline is defined now: all is then embedded again. Not inside a transaction.
 pub fn read(pipeline: &Active, keys: &[&str]) -> HashMap<String, Vec<FormerChunk>> {
-    let Ok(target) = &pipeline.target else {
-        return HashMap::new();
-    };
     if keys.is_empty() {
         return HashMap::new();
     }
     transaction(|| {
         Spi::connect_mut(|client| {
             let mut found: HashMap<String, Vec<FormerChunk>> = HashMap::new();
-            let reuses = run(
+            let target = run(
                 client,
-                "SELECT FROM ingest.pipeline WHERE pipeline_id = $1 AND reuses",
+                "SELECT ingest.former_target($1)::text",
                 &[pipeline.id.into()],
-            )?;
-            if reuses.is_empty() {
+            )?
+            .first()
+            .get_one::<String>()?;
+            let Some(target) = target else {
                 return Ok(found);
-            }
+            };
             let _acting = ActingAs::new(pipeline.owner);
             let rows = run(
                 client,
-                &pipeline.layout.former(target),
+                &pipeline.layout.former(&target),
                 &[
                     keys.to_vec().into(),
                     LONGEST_TEXT.into(),

@@ -12,6 +12,7 @@ use crate::budgets;
 use crate::journal::{self, Journal};
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
+use crate::worker::backfill;
 use crate::worker::claim::{self, Claims};
 use crate::worker::housekeeping;
 use crate::worker::launcher::worker_identity;
@@ -115,6 +116,8 @@ struct Worker {
     folded: Instant,
     /// Whether claims of processes that have ended are still to be freed: somebody had them locked.
     unreleased: bool,
+    /// When watched tables are looked after again, of which something was locked.
+    stage_again: Option<Instant>,
 }
 
 /// What a turn of the loop left to do.
@@ -172,6 +175,7 @@ impl Worker {
             pipelines: Pipelines::new(database, slot),
             switcher: Switcher::new(),
             unreleased,
+            stage_again: None,
         })
     }
 
@@ -235,8 +239,10 @@ impl Worker {
             return Ok(Turn::Leave);
         }
         let number = self.number;
-        let loaded = transaction(|| extension_exists().then(|| pipelines::load(number)))?;
-        let Some(loaded) = loaded else {
+        let loaded = transaction(|| {
+            extension_exists().then(|| (pipelines::load(number), backfill::unfinished()))
+        })?;
+        let Some((loaded, unfinished)) = loaded else {
             budgets::forget_database(self.database);
             journal::forget_database(self.database);
             self.shared.report_absent(self.database);
@@ -289,8 +295,10 @@ impl Worker {
             }
             self.folded = Instant::now();
         }
+        // One of the workers looks after the watched tables.
+        let staged = self.stage(&unfinished)?;
         took?;
-        if busy {
+        if busy || staged {
             return Ok(Turn::Again);
         }
         if self.number == 0 && !self.is_busy() && self.build_index()? {
@@ -304,8 +312,25 @@ impl Worker {
             self.unreleased.then_some(AFTER_ERROR),
             self.claims.held_back().then_some(AFTER_ERROR),
             self.claims.look_again(),
+            self.stage_again
+                .map(|at| at.saturating_duration_since(Instant::now())),
         ];
         Ok(Turn::Wait(due.into_iter().flatten().min()))
+    }
+
+    /// Takes a step with watched tables; whether something was done. What somebody has locked is tried again later.
+    fn stage(&mut self, unfinished: &[backfill::Unfinished]) -> Result<bool, SqlError> {
+        if self.number != 0 || self.stage_again.is_some_and(|at| at > Instant::now()) {
+            return Ok(false);
+        }
+        self.stage_again = None;
+        match backfill::step(unfinished, &self.pipelines) {
+            Err(error) if error.is_transient() => {
+                self.stage_again = Some(Instant::now() + AFTER_ERROR);
+                Ok(false)
+            }
+            stepped => stepped,
+        }
     }
 
     /// Does what the engine's news ask for.

@@ -2,9 +2,10 @@
 //!
 //! A worker's main thread ([`main_loop`]) is the only one that calls Postgres. It knows the definitions ([`pipelines`]),
 //! takes documents ([`claim`], [`queue`], [`heads`], [`former`]), hands them to the engine, settles what comes back ([`settle`], [`write`]), does the
-//! [`housekeeping`], ends rebuilds ([`switch`]), and sleeps in one wait on its latch and an eventfd that the engine's threads ring ([`process`]).
+//! [`housekeeping`], ends rebuilds ([`switch`]), looks after watched tables ([`backfill`]), and sleeps in one wait on its latch and an eventfd that the engine's threads ring ([`process`]).
 //! [`query_server`] answers `embed()`, and [`recovery`] takes up what a process that died has left. [`transaction`] is how it runs SQL.
 
+mod backfill;
 mod claim;
 mod former;
 mod heads;
@@ -19,6 +20,7 @@ mod recovery;
 mod settle;
 mod switch;
 mod transaction;
+mod unreadable;
 mod write;
 
 pub use launcher::register_launcher;

@@ -1,12 +1,18 @@
 //! What is done to the queue's rows for claims: documents are marked as held and read, and the claims of dead workers end.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
 use crate::settings;
+use crate::sources::{self, Impatience, Source};
 use crate::worker::transaction::run;
+
+/// Rows of watched tables are read for so long by one transaction; the next one goes on.
+const LONG_READING: Duration = Duration::from_secs(1);
 
 /// A document that can be claimed, as the queue knows it.
 pub struct Candidate {
@@ -35,6 +41,8 @@ pub struct Limits {
     pub chunk_bytes: usize,
     /// Whether the documents are read, too.
     pub read: bool,
+    /// A row of a watched table that is not: it cannot be.
+    pub unreadable: Option<i64>,
 }
 
 /// What a transaction claimed.
@@ -61,6 +69,18 @@ pub struct Taken {
     pub metadata: String,
     /// Its content, if it was read.
     pub content: Option<String>,
+    /// The row of a watched table that it stands for.
+    pub row: Option<SourceRow>,
+}
+
+/// A row of a watched table.
+pub struct SourceRow {
+    watch: i32,
+    key: String,
+    /// Whether it is gone, or hidden from the pipeline's owner.
+    pub is_gone: bool,
+    /// Bytes of its content.
+    pub bytes: i32,
 }
 
 /// Marks waiting documents of a pipeline as held, the oldest first of those from `from` on, as many as the limits
@@ -180,14 +200,9 @@ pub fn claim(
         }
         run(client, "SET LOCAL synchronous_commit = off", &[])?;
         let ids: Vec<i64> = candidates.iter().map(|c| c.id).collect();
-        run(
-            client,
-            "UPDATE ingest.queue SET claimed_by = $2, claim_token = $3 WHERE document_id = ANY ($1) AND pipeline_id = $4",
-            &[ids.clone().into(), worker.into(), token.into(), pipeline.into()],
-        )?;
         let rows = run(
             client,
-            "SELECT id, key, CASE WHEN $3 THEN metadata::text ELSE '{}' END AS metadata,
+            "SELECT id, key, watch_id, source_key, CASE WHEN $3 THEN metadata::text ELSE '{}' END AS metadata,
                     CASE WHEN $3 AND octet_length(content) <= $2 THEN content END AS content
              FROM ingest.documents WHERE id = ANY ($1)",
             &[
@@ -203,8 +218,23 @@ pub fn claim(
                 key: row["key"].value()?.unwrap_or_default(),
                 metadata: row["metadata"].value()?.unwrap_or_default(),
                 content: row["content"].value()?,
+                row: row["watch_id"].value()?.zip(row["source_key"].value()?).map(|(watch, key)| SourceRow {
+                    watch,
+                    key,
+                    is_gone: false,
+                    bytes: 0,
+                }),
             });
         }
+        if limits.read && taken.iter().any(|document| document.row.is_some()) {
+            read_rows(client, pipeline, &mut candidates, &mut taken, limits)?;
+        }
+        let ids: Vec<i64> = candidates.iter().map(|c| c.id).collect();
+        run(
+            client,
+            "UPDATE ingest.queue SET claimed_by = $2, claim_token = $3 WHERE document_id = ANY ($1) AND pipeline_id = $4",
+            &[ids.into(), worker.into(), token.into(), pipeline.into()],
+        )?;
         drop_orphans(client, &candidates, &taken)?;
         Ok::<_, pgrx::spi::Error>(Some(Claimed {
             candidates,
@@ -215,6 +245,82 @@ pub fn claim(
         }))
     })
     .or_raise()
+}
+
+/// Reads the rows of watched tables among the candidates, in their order, as the owner of the pipeline; candidates beyond what
+/// the limits or a moment's time allow are left out.
+fn read_rows(
+    client: &mut pgrx::spi::SpiClient,
+    pipeline: i32,
+    candidates: &mut Vec<Candidate>,
+    taken: &mut [Taken],
+    limits: Limits,
+) -> Result<(), pgrx::spi::Error> {
+    let largest = settings::max_document_size();
+    // A rebuild reads what its pipeline watches.
+    let watching = run(
+        client,
+        "SELECT coalesce(successor_of, pipeline_id) FROM ingest.pipeline WHERE pipeline_id = $1",
+        &[pipeline.into()],
+    )?
+    .first()
+    .get_one::<i32>()?;
+    let mut places: HashMap<i64, &mut Taken> = taken.iter_mut().map(|t| (t.id, t)).collect();
+    let mut known: HashMap<i32, Option<Source>> = HashMap::new();
+    let (start, mut bytes, mut done) = (Instant::now(), 0, 0);
+    let _impatience = Impatience::new();
+    for candidate in candidates.iter() {
+        if done > 0 && (bytes >= limits.bytes || start.elapsed() > LONG_READING) {
+            break;
+        }
+        let before = done;
+        done += 1;
+        let Some(document) = places.get_mut(&candidate.id) else {
+            continue;
+        };
+        let Some(row) = &mut document.row else {
+            bytes += candidate.bytes as usize;
+            continue;
+        };
+        let source = match known.entry(row.watch) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => place.insert(Source::find(client, row.watch)?),
+        };
+        // Nobody reads through another pipeline's watch.
+        let source = source
+            .as_ref()
+            .filter(|source| Some(source.pipeline) == watching);
+        let Some(source) = source.filter(|source| source.table.is_some()) else {
+            row.is_gone = true;
+            continue;
+        };
+        if limits.unreadable == Some(candidate.id) {
+            continue;
+        }
+        let read = sources::reading(source, candidate.id, before, start, || {
+            let statement = &source.statements().reading;
+            let arguments = sources::reading_arguments(Some(&row.key), largest);
+            sources::row_of(source.run(|| run(client, statement, &arguments))?)
+        })?;
+        match read {
+            None => row.is_gone = true,
+            Some(read) => {
+                row.bytes = read.bytes.unwrap_or(0);
+                bytes += read.content.as_ref().map_or(0, String::len);
+                document.content = read.content;
+                document.metadata = read.metadata;
+            }
+        }
+    }
+    candidates.truncate(done);
+    let kept: HashSet<i64> = candidates.iter().map(|c| c.id).collect();
+    for document in taken
+        .iter_mut()
+        .filter(|document| !kept.contains(&document.id))
+    {
+        document.content = None;
+    }
+    Ok(())
 }
 
 /// Takes documents out of the queue that are not in the staging table (deleted with triggers disabled).
@@ -238,6 +344,27 @@ fn drop_orphans(
         )?;
     }
     Ok(())
+}
+
+/// Removes documents whose rows in a watched table are gone, with their chunks, as long as this claim on them stands: whoever
+/// puts such a row back voids it. Inside a transaction.
+pub fn forget_documents(documents: &[i64], token: i64) {
+    Spi::connect_mut(|client| {
+        // First whoever is doing so is waited for.
+        run(
+            client,
+            "SELECT FROM ingest.documents WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+            &[documents.to_vec().into()],
+        )?;
+        run(
+            client,
+            "DELETE FROM ingest.documents d WHERE d.id = ANY ($1)
+                AND EXISTS (SELECT FROM ingest.queue q WHERE q.document_id = d.id AND q.claim_token = $2)",
+            &[documents.to_vec().into(), token.into()],
+        )
+        .map(drop)
+    })
+    .or_raise();
 }
 
 /// Frees the claims of workers that do not run; whether some were locked and still stand. Inside a transaction. `running` is

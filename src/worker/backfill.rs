@@ -1,0 +1,206 @@
+//! Watched tables, as far as triggers do not see to them: their rows become documents when watching begins, documents whose
+//! rows are gone are found, and a table that was dropped takes its documents along. In short transactions, one a turn of the
+//! main loop, so that what has become a document is embedded meanwhile.
+
+use embedder::EmbedError;
+use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
+
+use crate::errors::OrRaise;
+use crate::sources::{SUBJECT, Source};
+use crate::worker::pipelines::{Active, Pipelines};
+use crate::worker::transaction::{SqlError, run, transaction};
+use crate::worker::write::block_now;
+
+/// Rows of one transaction: some tens of milliseconds.
+const ROWS: i32 = 2000;
+
+/// A watched table that wants attention.
+#[derive(Debug)]
+pub struct Unfinished {
+    watch: i32,
+    pipeline: i32,
+    phase: String,
+    position: Option<String>,
+}
+
+/// The watched tables that want attention. Inside a transaction.
+pub fn unfinished() -> Vec<Unfinished> {
+    Spi::connect_mut(|client| {
+        let rows = run(
+            client,
+            "SELECT w.watch_id, w.pipeline_id, w.phase, w.position FROM ingest.watch w
+             WHERE (w.phase <> 'done' OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = w.source))
+               AND pg_try_advisory_xact_lock_shared(ingest.restore_lock())
+             ORDER BY w.watch_id",
+            &[],
+        )?;
+        let mut unfinished = Vec::new();
+        for row in rows {
+            unfinished.push(Unfinished {
+                watch: row["watch_id"].value()?.unwrap_or_default(),
+                pipeline: row["pipeline_id"].value()?.unwrap_or_default(),
+                phase: row["phase"].value()?.unwrap_or_default(),
+                position: row["position"].value()?,
+            });
+        }
+        Ok::<_, pgrx::spi::Error>(unfinished)
+    })
+    .or_raise()
+}
+
+/// Takes one step with each of these; whether something was done. A pipeline whose table cannot be read is blocked.
+pub fn step(unfinished: &[Unfinished], pipelines: &Pipelines) -> Result<bool, SqlError> {
+    let mut worst = Ok(false);
+    for one in unfinished {
+        let Some(pipeline) = pipelines.get(one.pipeline).filter(|p| !p.is_blocked()) else {
+            continue;
+        };
+        match step_of(one, pipeline) {
+            Ok(()) => {
+                worst = worst.map(|_| true);
+            }
+            // The others are not to suffer for it.
+            Err(error) => worst = Err(error),
+        }
+    }
+    worst
+}
+
+fn step_of(one: &Unfinished, pipeline: &Active) -> Result<(), SqlError> {
+    let found =
+        transaction(|| Spi::connect_mut(|client| Source::find(client, one.watch)).or_raise())?;
+    let Some(source) = found else { return Ok(()) };
+    if source.table.is_none() {
+        return transaction(|| {
+            Spi::connect_mut(|client| forget_dropped(client, one.watch)).or_raise()
+        });
+    }
+    let done = transaction(|| {
+        Spi::connect_mut(|client| {
+            match one.phase.as_str() {
+                "sweep" => sweep(client, &source, false)?,
+                _ => scan(client, &source, one.position.as_deref())?,
+            }
+            unblock(client, pipeline)
+        })
+        .or_raise();
+    });
+    match done {
+        Err(error) if one.phase == "sweep" && is_no_key(&error) => {
+            transaction(|| Spi::connect_mut(|client| sweep(client, &source, true)).or_raise())
+        }
+        Err(error) if !error.is_transient() => {
+            let error = EmbedError::model_unusable(source.blocking_message(&error.to_string()))
+                .with_hint(source.advice());
+            transaction(|| block_now(pipeline, &error))
+        }
+        done => done,
+    }
+}
+
+/// Removes some documents of a table that was dropped, and at last the watch.
+fn forget_dropped(client: &mut SpiClient, watch: i32) -> Result<(), pgrx::spi::Error> {
+    run(
+        client,
+        "DELETE FROM ingest.watch w WHERE w.watch_id = $1 AND ingest.forget_source($1, $2) = 0",
+        &[watch.into(), ROWS.into()],
+    )
+    .map(drop)
+}
+
+/// Whether a text cannot be a value of the primary key: that is of another type by now.
+fn is_no_key(error: &SqlError) -> bool {
+    use PgSqlErrorCode as C;
+    matches!(
+        error.code,
+        C::ERRCODE_INVALID_TEXT_REPRESENTATION
+            | C::ERRCODE_INVALID_DATETIME_FORMAT
+            | C::ERRCODE_DATETIME_FIELD_OVERFLOW
+            | C::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE
+    )
+}
+
+/// Looks for the rows of the next documents, and removes those that are gone, or that the pipeline's owner does not see;
+/// or, where none can be there, all.
+fn sweep(client: &mut SpiClient, source: &Source, all: bool) -> Result<(), pgrx::spi::Error> {
+    let statements = source.statements();
+    let rows = run(
+        client,
+        "SELECT ingest.next_to_sweep($1, $2) AS source_key",
+        &[source.watch.into(), ROWS.into()],
+    )?;
+    let keys = texts(rows, "source_key")?;
+    let last = (keys.len() as i32 == ROWS)
+        .then(|| keys.last().cloned())
+        .flatten();
+    let missing = if keys.is_empty() || all {
+        keys
+    } else {
+        texts(
+            source.run(|| run(client, &statements.missing, &[keys.into()]))?,
+            "source_key",
+        )?
+    };
+    run(
+        client,
+        "SELECT ingest.sweep($1, $2, $3)",
+        &[source.watch.into(), missing.into(), last.into()],
+    )
+    .map(drop)
+}
+
+fn texts(rows: pgrx::spi::SpiTupleTable, column: &str) -> Result<Vec<String>, pgrx::spi::Error> {
+    let mut found = Vec::new();
+    for row in rows {
+        found.extend(row[column].value::<String>()?);
+    }
+    Ok(found)
+}
+
+/// Makes documents of the next rows by primary key.
+fn scan(
+    client: &mut SpiClient,
+    source: &Source,
+    after: Option<&str>,
+) -> Result<(), pgrx::spi::Error> {
+    let statements = source.statements();
+    let sql = match after {
+        Some(_) => &statements.next_rows,
+        None => &statements.first_rows,
+    };
+    let rows = source.run(|| run(client, sql, &[after.into(), ROWS.into()]))?;
+    let (mut source_keys, mut keys, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+    for row in rows {
+        source_keys.push(row["source_key"].value::<String>()?.unwrap_or_default());
+        keys.push(row["key"].value::<String>()?.unwrap_or_default());
+        bytes.push(row["bytes"].value::<i32>()?.unwrap_or_default());
+    }
+    let is_last = (source_keys.len() as i32) < ROWS;
+    run(
+        client,
+        "SELECT ingest.stage_rows($1, $2, $3, $4, $5)",
+        &[
+            source.watch.into(),
+            source_keys.into(),
+            keys.into(),
+            bytes.into(),
+            is_last.into(),
+        ],
+    )
+    .map(drop)
+}
+
+/// What this table was blocked for is over.
+fn unblock(client: &mut SpiClient, pipeline: &Active) -> Result<(), pgrx::spi::Error> {
+    if pipeline.blocked_for.is_none() {
+        return Ok(());
+    }
+    run(
+        client,
+        "UPDATE ingest.pipeline SET blocked_error = NULL, blocked_until = NULL, blocked_times = 0
+         WHERE pipeline_id = $1 AND starts_with(blocked_error, $2)",
+        &[pipeline.id.into(), SUBJECT.into()],
+    )
+    .map(drop)
+}
