@@ -98,9 +98,9 @@ install_all() {
   place "$root_dir/pg_ingest.control" "$extdir/pg_ingest.control"
   place "$sql" "$extdir/pg_ingest--$version.sql"
   rm -f "$sql"
-  for step in "$root_dir"/sql/upgrade/*--*.sql; do
-    if [[ -e $step ]]; then place "$step" "$extdir/pg_ingest--$(basename "$step")"; fi
-  done
+  # The releases before, as they were, and the way from each to the next.
+  for step in "$root_dir"/sql/releases/pg_ingest--*.sql; do place "$step" "$extdir/$(basename "$step")"; done
+  for step in "$root_dir"/sql/upgrade/*--*.sql; do place "$step" "$extdir/pg_ingest--$(basename "$step")"; done
   if [[ ${MODEL:-} != no ]]; then
     for file in model.onnx tokenizer.json sentence_bert_config.json; do
       place "$model/$file" "$modeldir/all-MiniLM-L6-v2/$file"

@@ -5,13 +5,15 @@
 //! worker that a commit added work, and keeps out of the way of DROP DATABASE; [`api`] holds the SQL functions, a file
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
-//! [`reading`] keeps what only reads from writing, [`journal`] is what a worker notes for the one after it, and [`errors`]
+//! [`installed`] says which
+//! release's SQL a database has, [`reading`] keeps what only reads from writing, [`journal`] is what a worker notes for the one after it, and [`errors`]
 //! is the one place where a failure becomes a Postgres error.
 
 mod access;
 mod api;
 mod budgets;
 mod errors;
+mod installed;
 mod journal;
 mod owner;
 mod reading;

@@ -174,7 +174,7 @@ unsafe extern "C-unwind" fn process_utility(
         }
     }
     // SAFETY: as above.
-    let (vacated, wakes, changes_databases) = unsafe {
+    let (vacated, wakes, changes_databases, updates_extension) = unsafe {
         let node = (*statement).utilityStmt;
         (
             database_to_vacate(node).and_then(Vacated::new),
@@ -183,6 +183,7 @@ unsafe extern "C-unwind" fn process_utility(
                 (*node).type_,
                 pg_sys::NodeTag::T_CreatedbStmt | pg_sys::NodeTag::T_AlterDatabaseStmt
             ),
+            (*node).type_ == pg_sys::NodeTag::T_AlterExtensionStmt,
         )
     };
     // An error unwinds through this frame, and `vacated` is dropped on its way.
@@ -216,6 +217,10 @@ unsafe extern "C-unwind" fn process_utility(
     drop(vacated);
     if wakes {
         at_commit();
+    }
+    if updates_extension {
+        // Workers look which release's SQL there is now.
+        review_at_commit();
     }
     if changes_databases {
         // Its template may have had the extension, or it takes connections now.
