@@ -18,7 +18,7 @@ pub enum Installed {
     No,
     /// The SQL of this library's release.
     Matching,
-    /// The SQL of this other release.
+    /// The SQL of another release: what to tell of it.
     Other(String),
 }
 
@@ -42,23 +42,18 @@ pub fn installed() -> Installed {
     if MATCHING.get() == extension {
         return Installed::Matching;
     }
-    let version = Spi::get_one::<String>(
-        "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'pg_ingest'",
+    let found = Spi::get_two::<String, String>(
+        "SELECT extversion, current_database()::pg_catalog.text FROM pg_catalog.pg_extension WHERE extname = 'pg_ingest'",
     );
-    match version {
-        Ok(Some(version)) if version == VERSION => {
+    match found {
+        Ok((Some(version), _)) if version == VERSION => {
             MATCHING.set(extension);
             Installed::Matching
         }
-        Ok(Some(version)) => Installed::Other(version),
+        Ok((Some(version), Some(database))) => Installed::Other(format!(
+            "database {database:?} has the SQL of pg_ingest {version}, the library is {VERSION}: run ALTER EXTENSION pg_ingest \
+             UPDATE there (or restart the server, if its library is the older one)"
+        )),
         _ => Installed::No,
     }
-}
-
-/// What to tell of a database that has another release's SQL.
-pub fn mismatch(version: &str) -> String {
-    format!(
-        "the SQL of this database is pg_ingest {version}, the library is {VERSION}: run ALTER EXTENSION pg_ingest UPDATE \
-         (or restart the server, if its library is the older one)"
-    )
 }

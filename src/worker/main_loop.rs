@@ -109,12 +109,11 @@ fn await_sql_of_this_release(
     loop {
         let wakes = place.wakes();
         let found = transaction(installed)?;
-        let Installed::Other(version) = found else {
+        let Installed::Other(problem) = found else {
             shmem::set_last_error(slot, "");
             return Ok(found);
         };
-        if version != known {
-            let problem = installed::mismatch(&version);
+        if problem != known {
             if number == 0 {
                 log!("pg_ingest: {problem}");
             }
@@ -125,7 +124,7 @@ fn await_sql_of_this_release(
                 .store(WorkerState::NeedsUpdate as u8, Ordering::SeqCst);
             // Other databases are waiting to be looked at.
             shared.wake_launcher();
-            known = version;
+            known = problem;
         }
         let woken = place.wakes() != wakes;
         wait(-1, woken.then_some(Duration::ZERO));

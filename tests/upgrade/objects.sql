@@ -37,8 +37,10 @@ GROUP BY r.object
 UNION ALL
 SELECT r.object, 'column ' || a.attname,
        concat_ws(' ', format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END,
-                 'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), 'IDENTITY ' || nullif(a.attidentity, ''),
-                 'GENERATED ' || nullif(a.attgenerated, ''), a.attcollation::regcollation, a.attstorage, a.attacl, a.attoptions)
+                 'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), 'IDENTITY ' || nullif(a.attidentity::text, ''),
+                 'GENERATED ' || nullif(a.attgenerated::text, ''), a.attcollation::regcollation, a.attstorage, a.attacl,
+                 -- The server's own mark of when the column came, in newer minor releases.
+                 (SELECT array_agg(o ORDER BY o) FROM unnest(a.attoptions) AS o WHERE o NOT LIKE 'pg\_attver=%'))
 FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 UNION ALL
