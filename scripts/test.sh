@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests: test.sh all | rust | installcheck | bench | torture.
+# The tests: test.sh all | rust | installcheck | whole | smoke | bench | torture.
 #
 # The dependencies take minutes to compile, so everything is arranged to share them: all use the release profile, and
 # all name the package pg_ingest too, because cargo compiles a dependency with the features that the named packages
@@ -46,12 +46,15 @@ with_server() {
   PG_INGEST_MODEL_DIR=$("$PG_CONFIG" --sharedir)/pg_ingest/models "$@"
 }
 
-server_tests() { # [--features FEATURES]
+server_tests() { # [cargo's option …]
   step "tests against a server"
   PG_INGEST_CLIENTS=$("$scripts/clients.sh")
   export PG_INGEST_CLIENTS
   with_server cargo test --release --no-fail-fast -p pg_ingest -p tests "${features[@]}" "$@"
 }
+
+# What tells within a minute whether a Postgres version is served at all.
+smoke_tests=(--test quickstart --test documents --test search --test restore --test upgrade --test standby)
 
 benchmarks() {
   cargo build --release -p pg_ingest -p tests --bin bench "${features[@]}"
@@ -96,7 +99,16 @@ case ${1:-} in
     ;;
   installcheck)
     use_postgres
-    server_tests
+    server_tests "${@:2}"
+    ;;
+  # What `make test-matrix` runs on each Postgres, where the extension is installed already.
+  whole)
+    use_postgres
+    server_tests --features tests/injection
+    ;;
+  smoke)
+    use_postgres
+    server_tests "${smoke_tests[@]}"
     ;;
   torture)
     "$scripts/setup.sh"
@@ -110,5 +122,5 @@ case ${1:-} in
     use_postgres
     benchmarks
     ;;
-  *) die "test.sh: say all, rust, installcheck, bench or torture" ;;
+  *) die "test.sh: say all, rust, installcheck, whole, smoke, bench or torture" ;;
 esac

@@ -47,7 +47,7 @@ SELECT w.pid, w.database, w.state, v.name AS pipeline, w.in_flight_requests, w.i
 FROM ingest.worker_states() AS w
 LEFT JOIN ingest.visible_pipelines AS v ON v.pipeline_id = w.pipeline_id AND w.database = current_database();
 COMMENT ON VIEW ingest.workers IS 'The worker processes of this server, live from shared memory';
-COMMENT ON COLUMN ingest.workers.state IS 'starting, idle, running, or building_index';
+COMMENT ON COLUMN ingest.workers.state IS 'starting, idle, running, building_index, or needs_update (the SQL of the database is another release''s)';
 COMMENT ON COLUMN ingest.workers.pipeline IS 'the pipeline whose documents it took last, when it is one of this database that you see';
 COMMENT ON COLUMN ingest.workers.in_flight_requests IS 'embedding requests being answered';
 COMMENT ON COLUMN ingest.workers.in_flight_documents IS 'documents claimed and not yet written';

@@ -4,7 +4,7 @@ CREATE FUNCTION ingest.create_pipeline(
     splitter text = 'text', limits text = NULL, concurrency int = 10, batch_size int = NULL, max_attempts int = 5,
     index text = 'deferred', on_success text = 'keep', request jsonb = NULL, language text = 'simple')
 RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'create_pipeline_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'create_pipeline_0_2_wrapper';
 COMMENT ON FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb, text)
     IS 'Defines a pipeline and creates its target table (ingest.<name>_chunks unless target is given)';
 
@@ -14,7 +14,7 @@ CREATE FUNCTION ingest.alter_pipeline(
     concurrency int = NULL, batch_size int = NULL, max_attempts int = NULL, index text = NULL, on_success text = NULL,
     request jsonb = NULL, language text = NULL)
 RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'alter_pipeline_wrapper';
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'alter_pipeline_0_2_wrapper';
 COMMENT ON FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb, text)
     IS 'Changes what is given of a pipeline, at once. Another way of splitting queues its documents again';
 

@@ -6,8 +6,8 @@
 //! live together; [`api`] holds the SQL functions, a file
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
-//! [`sources`] says how rows of watched tables are read, [`reading`] keeps what only reads from writing, [`layout`] is what a target
-//! looks like, [`journal`] is what a worker notes for the one after it, and [`errors`]
+//! [`installed`] says which release's SQL a database has, [`sources`] how rows of watched tables are read, [`reading`] keeps what
+//! only reads from writing, [`layout`] is what a target looks like, [`journal`] is what a worker notes for the one after it, and [`errors`]
 //! is the one place where a failure becomes a Postgres error.
 
 mod access;
@@ -15,6 +15,7 @@ mod api;
 mod budgets;
 mod copying;
 mod errors;
+mod installed;
 mod journal;
 mod layout;
 mod owner;

@@ -36,6 +36,8 @@ pub enum WorkerState {
     Running = 2,
     /// Building a deferred index.
     BuildingIndex = 3,
+    /// Waiting until the SQL of its database is of its release.
+    NeedsUpdate = 4,
 }
 
 impl WorkerState {
@@ -45,6 +47,7 @@ impl WorkerState {
             1 => "idle",
             2 => "running",
             3 => "building_index",
+            4 => "needs_update",
             _ => "starting",
         }
     }

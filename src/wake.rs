@@ -175,7 +175,7 @@ unsafe extern "C-unwind" fn process_utility(
         }
     }
     // SAFETY: as above.
-    let (vacated, wakes, changes_databases) = unsafe {
+    let (vacated, wakes, changes_databases, updates_extension) = unsafe {
         let node = (*statement).utilityStmt;
         (
             database_to_vacate(node).and_then(Vacated::new),
@@ -184,6 +184,7 @@ unsafe extern "C-unwind" fn process_utility(
                 (*node).type_,
                 pg_sys::NodeTag::T_CreatedbStmt | pg_sys::NodeTag::T_AlterDatabaseStmt
             ),
+            (*node).type_ == pg_sys::NodeTag::T_AlterExtensionStmt,
         )
     };
     // SAFETY: as above.
@@ -223,6 +224,10 @@ unsafe extern "C-unwind" fn process_utility(
     }
     if wakes {
         at_commit();
+    }
+    if updates_extension {
+        // Workers look which release's SQL there is now.
+        review_at_commit();
     }
     if changes_databases {
         // Its template may have had the extension, or it takes connections now.

@@ -562,3 +562,14 @@ fn a_paused_pipeline_with_a_retry_overdue_costs_nothing() {
     db.settle();
     assert_eq!(db.progress().counts(), (1, 1, 0, 0));
 }
+
+#[test]
+fn every_database_is_served_again_after_a_restart() {
+    let cluster = Cluster::start(&[]);
+    let databases: Vec<Database> = (0..5).map(|_| Database::new_in(&cluster)).collect();
+    cluster.restart(&[]);
+    for db in &databases {
+        db.reconnect();
+        db.worker();
+    }
+}

@@ -14,6 +14,7 @@ use crate::api::pipelines::{
 use crate::api::rebuild;
 use crate::api::targets::{self, change_language, create_indexes, drop_indexes};
 use crate::errors::{OrRaise, UserError};
+use crate::installed;
 use crate::owner::ActingAs;
 use crate::reading::refuse_if_read_only;
 use crate::wake;
@@ -275,9 +276,15 @@ fn vector_fields(request: Option<&str>) -> Map<String, Value> {
     fields
 }
 
+/// What 0.1.0's SQL calls.
+#[pg_extern(sql = false)]
+fn alter_pipeline() {
+    installed::refuse_former(c"ingest.alter_pipeline()");
+}
+
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)]
-fn alter_pipeline(
+fn alter_pipeline_0_2(
     name: Option<&str>,
     model: Option<&str>,
     dimensions: Option<i32>,

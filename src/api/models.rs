@@ -107,6 +107,11 @@ impl Connection<'_> {
     }
 }
 
+/// The model is not installed at all, as after a package without it.
+const HINT_NO_MODEL: &str = "local/all-MiniLM-L6-v2 comes with `make install` and with packages that were not made with \
+    MODEL=no: copy its directory below pg_ingest.model_dir from there. Any other local model is a directory there that \
+    holds model.onnx and tokenizer.json. A remote one (model => 'openai/…') needs no files.";
+
 fn describe_local(model: &ModelName) -> Result<Described, UserError> {
     let directory = settings::model_dir().join(&model.name);
     // Describing may load the model, and that starts threads.
@@ -122,11 +127,10 @@ fn describe_local(model: &ModelName) -> Result<Described, UserError> {
             format!("model {model} cannot be used"),
         )
         .detail(error.message)
-        .hint(error.hint.unwrap_or_else(|| {
-            "Install it below pg_ingest.model_dir: `make model` in the source tree does it for \
-             local/all-MiniLM-L6-v2."
-                .into()
-        }))
+        .hint(match error.hint {
+            Some(hint) if directory.is_dir() => hint,
+            _ => HINT_NO_MODEL.into(),
+        })
     })?;
     let longest = info
         .max_tokens

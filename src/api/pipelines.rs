@@ -13,6 +13,7 @@ use crate::api::models::{Connection, Described};
 use crate::api::rebuild::drop_successor;
 use crate::api::targets::{self, create_indexes, create_or_check_target, target_for};
 use crate::errors::{OrRaise, UserError};
+use crate::installed;
 use crate::layout::Layout;
 use crate::owner::ActingAs;
 use crate::reading::refuse_if_read_only;
@@ -106,9 +107,15 @@ pub(super) fn refuse_unsupported(arguments: &[(&str, bool)]) -> Result<(), UserE
     }
 }
 
+/// What 0.1.0's SQL calls.
+#[pg_extern(sql = false)]
+fn create_pipeline() {
+    installed::refuse_former(c"ingest.create_pipeline()");
+}
+
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)]
-fn create_pipeline(
+fn create_pipeline_0_2(
     name: Option<&str>,
     model: Option<&str>,
     dimensions: Option<i32>,

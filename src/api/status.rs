@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 
-use crate::{access, settings, shmem};
+use crate::{access, installed, settings, shmem};
 
 const PRELOAD: &str = "pg_ingest is not preloaded: add pg_ingest to shared_preload_libraries in postgresql.conf and restart the server";
 
@@ -115,8 +115,10 @@ fn worker_problem() -> Option<String> {
     };
     // SAFETY: as above.
     let database = unsafe { pg_sys::MyDatabaseId };
-    if shared.workers_of(database).next().is_some() {
-        return None;
+    if let Some((index, _)) = shared.workers_of(database).next() {
+        return waits_for_update(shared, database)
+            .then(|| shmem::last_error(index))
+            .flatten();
     }
     // SAFETY: a plain global.
     if unsafe { pg_sys::RecoveryInProgress() } {
@@ -138,6 +140,13 @@ fn worker_problem() -> Option<String> {
     )
 }
 
+/// Whether the workers of a database wait until its SQL is of their release.
+fn waits_for_update(shared: &shmem::Shared, database: pg_sys::Oid) -> bool {
+    let mut workers = shared.workers_of(database);
+    workers
+        .any(|(_, slot)| slot.state.load(Ordering::SeqCst) == shmem::WorkerState::NeedsUpdate as u8)
+}
+
 /// Raises `55000` with what to do when no worker serves this database.
 pub fn require_worker() {
     if let Some(problem) = worker_problem() {
@@ -150,6 +159,11 @@ pub fn require_worker() {
             error
                 .hint("Add pg_ingest to shared_preload_libraries in postgresql.conf and restart the server.")
                 .raise();
+        }
+        // SAFETY: a plain global.
+        let database = unsafe { pg_sys::MyDatabaseId };
+        if shmem::get().is_some_and(|shared| waits_for_update(shared, database)) {
+            error.hint("ALTER EXTENSION pg_ingest UPDATE;").raise();
         }
         // SAFETY: a plain global.
         if unsafe { pg_sys::RecoveryInProgress() } {
@@ -166,11 +180,7 @@ pub fn require_worker() {
 
 #[pg_extern(sql = false)]
 fn library_version() -> &'static str {
-    if cfg!(feature = "injection") {
-        concat!(env!("CARGO_PKG_VERSION"), "-injection")
-    } else {
-        env!("CARGO_PKG_VERSION")
-    }
+    installed::VERSION
 }
 
 #[pg_extern(sql = false)]

@@ -116,6 +116,11 @@ fn supervise(shared: &Shared, databases: &mut HashMap<pg_sys::Oid, Database>) ->
     journal::keep_databases(&present);
     let wanted = settings::workers() as i32;
     let mut next: Option<Instant> = None;
+    for (oid, database) in databases.iter_mut() {
+        database.present |= shared
+            .workers_of(*oid)
+            .any(|(_, slot)| slot.state.load(Ordering::Relaxed) != WorkerState::Starting as u8);
+    }
     // Databases of which it is not known whether they have the extension are looked at a few at a time, so that a server
     // with many of them does not run out of worker processes. The end of each look wakes the launcher.
     let mut looks = MAX_LOOKS.saturating_sub(
@@ -154,18 +159,10 @@ impl Database {
         next: &mut Option<Instant>,
     ) {
         let now = Instant::now();
-        let running: Vec<(i32, u8)> = shared
+        let running: Vec<i32> = shared
             .workers_of(oid)
-            .map(|(_, slot)| {
-                (
-                    slot.number.load(Ordering::Relaxed),
-                    slot.state.load(Ordering::Relaxed),
-                )
-            })
+            .map(|(_, slot)| slot.number.load(Ordering::Relaxed))
             .collect();
-        self.present |= running
-            .iter()
-            .any(|(_, state)| *state != WorkerState::Starting as u8);
         for number in 0..(if self.present { wanted } else { wanted.min(1) }) {
             let child = self.workers.entry(number).or_insert_with(|| Child {
                 handle: None,
@@ -182,7 +179,7 @@ impl Database {
                 child.wait = (child.wait * 2).min(LONGEST_RESTART_WAIT);
             }
             // A worker may be running that an earlier launcher started.
-            if child.handle.is_some() || running.iter().any(|(n, _)| *n == number) {
+            if child.handle.is_some() || running.contains(&number) {
                 continue;
             }
             if child.not_before <= now {

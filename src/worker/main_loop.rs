@@ -9,6 +9,7 @@ use injection::Point;
 use pgrx::prelude::*;
 
 use crate::budgets;
+use crate::installed::{self, Installed, installed};
 use crate::journal::{self, Journal};
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
@@ -73,12 +74,14 @@ pub extern "C-unwind" fn pg_ingest_worker_main(argument: pg_sys::Datum) {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
     configure_session();
-    match transaction(extension_exists) {
-        Ok(true) => {}
-        Ok(false) => {
+    match await_sql_of_this_release(shared, slot, number) {
+        Ok(Installed::Matching) => {}
+        // Somebody wants the database.
+        Ok(Installed::Other(_)) => return,
+        Ok(Installed::No) => {
             shared.report_absent(database);
             // A transaction that created it meanwhile took this worker for one that stays.
-            if !matches!(transaction(extension_exists), Ok(true)) {
+            if matches!(transaction(installed), Ok(Installed::No) | Err(_)) {
                 budgets::forget_database(database);
                 journal::forget_database(database);
                 return;
@@ -96,9 +99,42 @@ pub extern "C-unwind" fn pg_ingest_worker_main(argument: pg_sys::Datum) {
     }
 }
 
-fn extension_exists() -> bool {
-    // SAFETY: a catalog look-up inside a transaction.
-    unsafe { pg_sys::get_extension_oid(c"pg_ingest".as_ptr(), true) != pg_sys::InvalidOid }
+/// Looks for the extension, and waits for as long as its SQL is another release's: until it is updated or dropped, or this
+/// process is to leave.
+fn await_sql_of_this_release(
+    shared: &Shared,
+    slot: usize,
+    number: i32,
+) -> Result<Installed, SqlError> {
+    let place = &shared.workers[slot];
+    let mut known = String::new();
+    loop {
+        let wakes = place.wakes();
+        let found = transaction(installed)?;
+        let Installed::Other(problem) = found else {
+            shmem::set_last_error(slot, "");
+            return Ok(found);
+        };
+        if problem != known {
+            if number == 0 {
+                log!("pg_ingest: {problem}");
+            }
+            shmem::set_last_error(slot, &problem);
+            report_activity(c"waiting for ALTER EXTENSION pg_ingest UPDATE");
+            place
+                .state
+                .store(WorkerState::NeedsUpdate as u8, Ordering::SeqCst);
+            // Other databases are waiting to be looked at.
+            shared.wake_launcher();
+            known = problem;
+        }
+        let woken = place.wakes() != wakes;
+        wait(-1, woken.then_some(Duration::ZERO));
+        if place.leave.load(Ordering::SeqCst) {
+            return Ok(Installed::Other(known));
+        }
+        reload_settings();
+    }
 }
 
 struct Worker {
@@ -227,7 +263,7 @@ impl Worker {
             }
         }
         // A clean end leaves nothing claimed; without this, the next worker of this number frees it.
-        if let Ok(true) = transaction(extension_exists) {
+        if let Ok(Installed::Matching) = transaction(installed) {
             let _ = self.write_down();
             let _ = release(self.shared, self.database, self.number, true);
         }
@@ -239,14 +275,26 @@ impl Worker {
             return Ok(Turn::Leave);
         }
         let number = self.number;
-        let loaded = transaction(|| {
-            extension_exists().then(|| (pipelines::load(number), backfill::unfinished()))
+        if self.shared.workers[self.slot].review.load(Ordering::SeqCst) {
+            installed::forget();
+        }
+        let loaded = transaction(|| match installed() {
+            Installed::Matching => Ok((pipelines::load(number), backfill::unfinished())),
+            other => Err(other),
         })?;
-        let Some((loaded, unfinished)) = loaded else {
-            budgets::forget_database(self.database);
-            journal::forget_database(self.database);
-            self.shared.report_absent(self.database);
-            return Ok(Turn::Leave);
+        let (loaded, unfinished) = match loaded {
+            Ok(loaded) => loaded,
+            Err(Installed::Other(_)) => {
+                // The next process waits for the SQL that it needs.
+                self.shared.request_worker(self.database);
+                return Ok(Turn::Leave);
+            }
+            Err(_) => {
+                budgets::forget_database(self.database);
+                journal::forget_database(self.database);
+                self.shared.report_absent(self.database);
+                return Ok(Turn::Leave);
+            }
         };
         if self.pipelines.update(loaded, self.claims.journal()) {
             self.engine.configure(self.pipelines.definitions());
