@@ -30,6 +30,17 @@ thread_local! {
     static MATCHING: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
 }
 
+/// Raises unless the database has the SQL of this library's release.
+pub fn require_matching() {
+    if let Installed::Other(problem) = installed() {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            problem,
+        )
+        .raise();
+    }
+}
+
 /// Refuses a call from the SQL of an earlier release, whose arguments are other ones.
 pub fn refuse_former(function: &CStr) {
     UserError::new(

@@ -11,6 +11,7 @@ use pgrx::spi::quote_qualified_identifier;
 
 use crate::api::targets::table_name;
 use crate::errors::{OrRaise, UserError};
+use crate::installed;
 use crate::layout::Layout;
 use crate::owner::ActingAs;
 use crate::{access, reading, settings};
@@ -94,6 +95,7 @@ impl Definition {
     }
 
     fn read(query: &str, argument: DatumWithOid) -> Option<Self> {
+        installed::require_matching();
         let _acting = ActingAs::extension_owner();
         Spi::connect(|client| {
             let row = client.select(query, Some(1), &[argument])?.first();
