@@ -68,6 +68,18 @@ LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION ingest.has_old_snapshot() IS 'Whether the transaction sees only what was committed when it began';
 
+CREATE FUNCTION ingest.require_read_committed(what text, because text, advice text = 'BEGIN ISOLATION LEVEL READ COMMITTED;') RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF ingest.has_old_snapshot() THEN
+        RAISE EXCEPTION '% needs isolation level READ COMMITTED', what
+            USING ERRCODE = 'invalid_transaction_state',
+                  DETAIL = format('A %s transaction %s.', current_setting('transaction_isolation'), because),
+                  HINT = advice;
+    END IF;
+END $$;
+COMMENT ON FUNCTION ingest.require_read_committed(text, text, text) IS 'Raises an error in a transaction that sees only what was committed when it began';
+
 CREATE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -269,12 +281,7 @@ BEGIN
     IF TG_RELID <> 'ingest.documents'::regclass THEN
         RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
     END IF;
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'TRUNCATE ingest.documents needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction does not see all that it would remove.', current_setting('transaction_isolation')),
-                  HINT = 'Use DELETE FROM ingest.documents.';
-    END IF;
+    PERFORM ingest.require_read_committed('TRUNCATE ingest.documents', 'does not see all that it would remove', 'Use DELETE FROM ingest.documents.');
     DELETE FROM ingest.queue;
     DELETE FROM ingest.failures;
     FOR emptied IN SELECT t.*, p.on_success FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) LOOP

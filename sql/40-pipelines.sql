@@ -181,12 +181,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     gone ingest.pipeline;
 BEGIN
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'drop_pipeline() needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction does not see all documents that it would remove.', current_setting('transaction_isolation')),
-                  HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED;';
-    END IF;
+    PERFORM ingest.require_read_committed('drop_pipeline()', 'does not see all documents that it would remove');
     -- Whoever writes to a watched table holds it before the documents.
     PERFORM ingest.detach_source(w.watch_id) FROM ingest.watch w WHERE w.pipeline_id = remove_pipeline.pipeline_id;
     DELETE FROM ingest.watch w WHERE w.pipeline_id = remove_pipeline.pipeline_id;
@@ -209,12 +204,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     queued_again bigint;
 BEGIN
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'splitting documents in another way needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction does not see all documents that it would queue.', current_setting('transaction_isolation')),
-                  HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED;';
-    END IF;
+    PERFORM ingest.require_read_committed('splitting documents in another way', 'does not see all documents that it would queue');
     -- Writers are kept out and the worker is waited for, so that the statement after sees what they left.
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
     PERFORM FROM ingest.queue q WHERE q.pipeline_id = requeue_all.pipeline_id FOR UPDATE;

@@ -250,12 +250,7 @@ COMMENT ON FUNCTION ingest.swap_statements(regclass, regclass) IS 'What gives th
 CREATE FUNCTION ingest.hold_pipeline(pipeline_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'changing how a pipeline makes vectors needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction does not see all documents that it would queue.', current_setting('transaction_isolation')),
-                  HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED;';
-    END IF;
+    PERFORM ingest.require_read_committed('changing how a pipeline makes vectors', 'does not see all documents that it would queue');
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
     PERFORM FROM ingest.queue q WHERE q.pipeline_id = hold_pipeline.pipeline_id AND q.claimed_by IS NOT NULL FOR UPDATE;
 END $$;

@@ -89,11 +89,7 @@ BEGIN
     IF pipeline IS NOT NULL THEN
         PERFORM ingest.require_pipeline(pipeline);
     END IF;
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'ingest.wait() needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction never sees what the worker commits meanwhile.', current_setting('transaction_isolation'));
-    END IF;
+    PERFORM ingest.require_read_committed('ingest.wait()', 'never sees what the worker commits meanwhile');
     LOOP
         IF ingest.pending_documents(ARRAY(SELECT v.pipeline_id FROM ingest.visible_pipelines v
                                           WHERE wait.pipeline IS NULL OR v.name = wait.pipeline)) = 0 THEN

@@ -427,12 +427,7 @@ BEGIN
     IF found_id IS NULL THEN
         RETURN false;
     END IF;
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'unwatch() needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction does not see all documents that it would remove.', current_setting('transaction_isolation')),
-                  HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED;';
-    END IF;
+    PERFORM ingest.require_read_committed('unwatch()', 'does not see all documents that it would remove');
     PERFORM ingest.detach_source(found_id);
     -- The worker looks at it before it adds documents.
     DELETE FROM ingest.watch w WHERE w.watch_id = found_id;

@@ -231,6 +231,19 @@ BEGIN
     DELETE FROM ingest.failures f WHERE f.document_id = ANY (probes) AND f.pipeline = '';
 END $$;
 
+CREATE OR REPLACE FUNCTION ingest.require_read_committed(what text, because text, advice text = 'BEGIN ISOLATION LEVEL READ COMMITTED;') RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF ingest.has_old_snapshot() THEN
+        RAISE EXCEPTION '% needs isolation level READ COMMITTED', what
+            USING ERRCODE = 'invalid_transaction_state',
+                  DETAIL = format('A %s transaction %s.', current_setting('transaction_isolation'), because),
+                  HINT = advice;
+    END IF;
+END $$;
+
+COMMENT ON FUNCTION ingest.require_read_committed(text, text, text) IS 'Raises an error in a transaction that sees only what was committed when it began';
+
 CREATE OR REPLACE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -417,6 +430,34 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE OR REPLACE FUNCTION ingest.documents_truncated() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    emptied record;
+    removed_chunks bigint;
+    removed_tokens bigint;
+BEGIN
+    IF TG_RELID <> 'ingest.documents'::regclass THEN
+        RAISE EXCEPTION 'this trigger belongs to ingest.documents' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    PERFORM ingest.require_read_committed('TRUNCATE ingest.documents', 'does not see all that it would remove', 'Use DELETE FROM ingest.documents.');
+    DELETE FROM ingest.queue;
+    DELETE FROM ingest.failures;
+    FOR emptied IN SELECT t.*, p.on_success FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) LOOP
+        removed_chunks := 0;
+        removed_tokens := 0;
+        -- Chunks of archived documents have no staging row; they were never this table's to remove.
+        IF emptied.on_success = 'keep' THEN
+            SELECT c.chunks, c.tokens INTO removed_chunks, removed_tokens FROM ingest.delete_chunks(emptied.pipeline_id, NULL) c;
+        END IF;
+        INSERT INTO ingest.counter_delta (pipeline_id, documents, queued, queued_bytes, failed, chunks, tokens)
+        VALUES (emptied.pipeline_id, -emptied.documents, -emptied.queued, -emptied.queued_bytes, -emptied.failed,
+                -removed_chunks, -removed_tokens);
+    END LOOP;
+    PERFORM ingest.wake_to_review();
+    RETURN NULL;
+END $$;
+
 CREATE OR REPLACE VIEW ingest.totals AS
 SELECT pipeline_id, sum(documents)::bigint AS documents, sum(archived)::bigint AS archived, sum(queued)::bigint AS queued,
        sum(queued_bytes)::bigint AS queued_bytes, sum(failed)::bigint AS failed, sum(chunks)::bigint AS chunks,
@@ -579,12 +620,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     gone ingest.pipeline;
 BEGIN
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'drop_pipeline() needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction does not see all documents that it would remove.', current_setting('transaction_isolation')),
-                  HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED;';
-    END IF;
+    PERFORM ingest.require_read_committed('drop_pipeline()', 'does not see all documents that it would remove');
     -- Whoever writes to a watched table holds it before the documents.
     PERFORM ingest.detach_source(w.watch_id) FROM ingest.watch w WHERE w.pipeline_id = remove_pipeline.pipeline_id;
     DELETE FROM ingest.watch w WHERE w.pipeline_id = remove_pipeline.pipeline_id;
@@ -605,12 +641,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     queued_again bigint;
 BEGIN
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'splitting documents in another way needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction does not see all documents that it would queue.', current_setting('transaction_isolation')),
-                  HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED;';
-    END IF;
+    PERFORM ingest.require_read_committed('splitting documents in another way', 'does not see all documents that it would queue');
     -- Writers are kept out and the worker is waited for, so that the statement after sees what they left.
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
     PERFORM FROM ingest.queue q WHERE q.pipeline_id = requeue_all.pipeline_id FOR UPDATE;
@@ -894,12 +925,7 @@ COMMENT ON FUNCTION ingest.swap_statements(regclass, regclass) IS 'What gives th
 CREATE OR REPLACE FUNCTION ingest.hold_pipeline(pipeline_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'changing how a pipeline makes vectors needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction does not see all documents that it would queue.', current_setting('transaction_isolation')),
-                  HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED;';
-    END IF;
+    PERFORM ingest.require_read_committed('changing how a pipeline makes vectors', 'does not see all documents that it would queue');
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
     PERFORM FROM ingest.queue q WHERE q.pipeline_id = hold_pipeline.pipeline_id AND q.claimed_by IS NOT NULL FOR UPDATE;
 END $$;
@@ -1170,11 +1196,7 @@ BEGIN
     IF pipeline IS NOT NULL THEN
         PERFORM ingest.require_pipeline(pipeline);
     END IF;
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'ingest.wait() needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction never sees what the worker commits meanwhile.', current_setting('transaction_isolation'));
-    END IF;
+    PERFORM ingest.require_read_committed('ingest.wait()', 'never sees what the worker commits meanwhile');
     LOOP
         IF ingest.pending_documents(ARRAY(SELECT v.pipeline_id FROM ingest.visible_pipelines v
                                           WHERE wait.pipeline IS NULL OR v.name = wait.pipeline)) = 0 THEN
@@ -2020,12 +2042,7 @@ BEGIN
     IF found_id IS NULL THEN
         RETURN false;
     END IF;
-    IF ingest.has_old_snapshot() THEN
-        RAISE EXCEPTION 'unwatch() needs isolation level READ COMMITTED'
-            USING ERRCODE = 'invalid_transaction_state',
-                  DETAIL = format('A %s transaction does not see all documents that it would remove.', current_setting('transaction_isolation')),
-                  HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED;';
-    END IF;
+    PERFORM ingest.require_read_committed('unwatch()', 'does not see all documents that it would remove');
     PERFORM ingest.detach_source(found_id);
     -- The worker looks at it before it adds documents.
     DELETE FROM ingest.watch w WHERE w.watch_id = found_id;
