@@ -389,6 +389,9 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     w ingest.watch;
 BEGIN
+    IF source IS NULL THEN
+        RAISE EXCEPTION 'watch() needs a table' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     BEGIN
         EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', source);
     EXCEPTION WHEN lock_not_available THEN

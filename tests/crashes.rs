@@ -32,7 +32,8 @@ fn deadly_pipeline(db: &Database, api: &FakeApi, more: &str) {
 /// Waits over any number of crashes.
 fn settled(db: &Database) {
     wait_until("all has settled", Duration::from_secs(120), || {
-        let pending = db.try_one::<i64>("SELECT ingest.pending_documents('p')");
+        let pending = db
+            .try_one::<i64>("SELECT pending + in_flight FROM ingest.progress WHERE pipeline = 'p'");
         if pending.is_err() {
             db.reconnect();
         }

@@ -328,7 +328,8 @@ fn the_names_are_those_of_the_contract() {
     };
     assert_eq!(
         columns("documents"),
-        "id, pipeline, key, content, metadata, created_at, updated_at"
+        "id, pipeline, key, content, metadata, created_at, updated_at, \
+         watch_id, source_key, source_bytes, source_version"
     );
     assert_eq!(
         columns("progress"),

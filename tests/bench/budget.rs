@@ -201,7 +201,7 @@ fn watch(mut client: postgres::Client) -> (Vec<(Instant, f64)>, Instant) {
         let sql = if look {
             "SELECT pending + in_flight, extract(epoch FROM eta)::float8 FROM ingest.progress"
         } else {
-            "SELECT ingest.pending_documents('default'), NULL::float8"
+            "SELECT (SELECT pending + in_flight FROM ingest.progress WHERE pipeline = 'default'), NULL::float8"
         };
         let row = client.query_one(sql, &[]).expect("progress");
         let now = Instant::now();

