@@ -27,13 +27,12 @@ impl UserError {
         Self::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
     }
 
-    /// `0A000 feature_not_supported`: an argument that will mean something one day.
+    /// `0A000 feature_not_supported`: what a pipeline that is there cannot be given another of.
     pub fn unsupported(what: &str) -> Self {
         Self::new(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             format!("{what} is not supported yet"),
         )
-        .hint("What works today, and what is planned, is listed in the README.")
     }
 
     /// The particulars.

@@ -282,3 +282,27 @@ fn two_workers_never_hold_one_document_and_inherit_from_each_other() {
     );
     assert_eq!(db.progress_of("p").counts(), (32, 32, 0, 0));
 }
+
+#[test]
+fn chunks_outlive_the_extension_and_are_taken_up_again() {
+    let db = Database::with_pipeline();
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'A text that stays.')");
+    db.settle();
+    for sql in [
+        "DROP EXTENSION pg_ingest",
+        "DROP EXTENSION pg_ingest CASCADE",
+    ] {
+        db.run(sql);
+        assert_eq!(
+            db.one::<i64>("SELECT count(*) FROM ingest.default_chunks"),
+            1,
+            "{sql}"
+        );
+        db.run("CREATE EXTENSION pg_ingest");
+        db.run("SELECT ingest.create_pipeline()");
+        assert_eq!(
+            db.all::<String>("SELECT key FROM ingest.search('text')"),
+            ["a"]
+        );
+    }
+}
