@@ -540,3 +540,77 @@ fn a_match_function_finds_the_new_vectors() {
         assert_eq!(found(), "A text.", "{change}");
     }
 }
+
+#[test]
+fn a_pipeline_is_dropped_in_the_middle_of_a_rebuild_while_its_watched_table_is_written() {
+    let (db, api) = articles(3);
+    begin(&db, &api);
+    let (mut writer, mut dropper) = (db.connect(), db.connect());
+    run(
+        &mut writer,
+        "BEGIN; SELECT * FROM public.articles FOR UPDATE",
+    );
+    std::thread::scope(|scope| {
+        let dropping =
+            scope.spawn(move || run(&mut dropper, "SELECT ingest.drop_pipeline('p', true)"));
+        wait_until("it waits for the writer", SOON, || {
+            db.one::<i64>("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'public.articles'::regclass") == 1
+        });
+        run(
+            &mut writer,
+            "UPDATE public.articles SET body = 'Changed.'; COMMIT",
+        );
+        dropping.join().expect("it is dropped");
+    });
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM pg_class WHERE relname LIKE 'p\\_chunks%'"),
+        0
+    );
+}
+
+#[test]
+fn the_longest_name_of_a_default_target_has_room_for_a_rebuild_of_its_owners() {
+    let db = Database::new_in(shared_cluster(&[(
+        "pg_ingest.deferred_index_min_chunks",
+        "2",
+    )]));
+    let (owner, mut client) = role(&db);
+    for name in ["n".repeat(56), "é".repeat(28), "short".into()] {
+        run(
+            &mut client,
+            &format!(
+                "SELECT ingest.create_pipeline('{name}');
+                 INSERT INTO ingest.documents (pipeline, key, content) SELECT '{name}', n, 'Text ' || n FROM generate_series(1, 3) n"
+            ),
+        );
+        db.settle();
+        let indexes = || {
+            db.one::<i64>(&format!(
+                "SELECT count(*) FROM pg_indexes WHERE tablename = '{name}_chunks' AND indexdef ~ 'hnsw|german'"
+            ))
+        };
+        run(
+            &mut client,
+            &format!(
+                "SELECT ingest.alter_pipeline('{name}', chunk_tokens => 50); SELECT ingest.wait('{name}')"
+            ),
+        );
+        wait_until("the index is built", SOON, || indexes() == 1);
+        run(
+            &mut client,
+            &format!(
+                "SELECT ingest.alter_pipeline('{name}', chunk_tokens => 60, language => 'german')"
+            ),
+        );
+        db.settle();
+        assert_eq!(indexes(), 2);
+        assert_eq!(
+            db.all::<String>(
+                "SELECT last_error FROM ingest.worker_states() WHERE last_error IS NOT NULL"
+            ),
+            Vec::<String>::new()
+        );
+    }
+    drop(client);
+    gone(&db, &owner);
+}

@@ -291,12 +291,17 @@ pub fn drop_successor(definition: &Definition) -> bool {
         return false;
     };
     call("SELECT ingest.remove_successor($1)", definition.pipeline_id);
+    drop_table_of(&successor);
+    true
+}
+
+/// Drops the table of a successor that is no more.
+pub fn drop_table_of(successor: &Definition) {
     if let Some(table) = successor.target_name() {
-        let _acting = ActingAs::new(definition.owner);
+        let _acting = ActingAs::new(successor.owner);
         Spi::run(&format!("DROP TABLE {table}")).or_raise();
     }
     wake::review_at_commit();
-    true
 }
 
 #[pg_extern(sql = false)]
