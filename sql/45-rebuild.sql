@@ -78,12 +78,16 @@ COMMENT ON FUNCTION ingest.not_carried(regclass, oid) IS 'What keeps a target fr
 -- A free name for the table that is built beside another.
 CREATE FUNCTION ingest.next_name(target regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT name
+    SELECT l.name
     FROM pg_class c,
+         LATERAL (SELECT substring(c.relname::text FROM '_chunks$') AS suffix) AS e,
          generate_series(1, 1000) AS n,
-         LATERAL (SELECT left(c.relname::text, s) || '_next' || CASE n WHEN 1 THEN '' ELSE n::text END AS name
+         -- The suffix tells whose rights make it (lent.rs).
+         LATERAL (SELECT left(c.relname::text, s) || CASE WHEN s < length(c.relname::text) THEN coalesce(e.suffix, '') ELSE '' END
+                         || '_next' || CASE n WHEN 1 THEN '' ELSE n::text END AS name
                   FROM generate_series(1, 54) AS s
-                  WHERE octet_length(left(c.relname::text, s)) <= 54
+                  WHERE octet_length(left(c.relname::text, s))
+                        + CASE WHEN s < length(c.relname::text) THEN coalesce(octet_length(e.suffix), 0) ELSE 0 END <= 54
                   ORDER BY s DESC LIMIT 1) AS l
     WHERE c.oid = target
       AND NOT EXISTS (SELECT FROM pg_class o WHERE o.relnamespace = c.relnamespace AND o.relname = l.name)

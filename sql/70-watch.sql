@@ -412,9 +412,9 @@ BEGIN
             refresh = v.refresh OR (v.content, v.metadata, v.key) IS DISTINCT FROM (EXCLUDED.content, EXCLUDED.metadata, EXCLUDED.key)
     RETURNING v.* INTO w;
     PERFORM ingest.attach_source(w.watch_id);
-    -- What was in the way may be put right by this.
+    -- What was in the way may be put right by this, for a rebuild, too.
     UPDATE ingest.pipeline p SET blocked_error = NULL, blocked_until = NULL, blocked_times = 0
-    WHERE p.pipeline_id = w.pipeline_id AND p.blocked_error IS NOT NULL;
+    WHERE w.pipeline_id IN (p.pipeline_id, p.successor_of) AND p.blocked_error IS NOT NULL;
     PERFORM ingest.wake_to_review();
     RETURN w.watch_id;
 END $$;

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 
 use pgrx::prelude::*;
 
-use crate::errors::OrRaise;
+use crate::errors::{OrRaise, UserError};
 
 /// Where the rows go first.
 const STATION: &CStr = c"pg_ingest_copy_in_progress";
@@ -14,6 +14,8 @@ const STATION: &CStr = c"pg_ingest_copy_in_progress";
 pub struct Diverted {
     statement: *mut pg_sys::PlannedStmt,
     columns: String,
+    /// Columns of the rows that are the extension's to fill.
+    others: Option<String>,
 }
 
 impl Diverted {
@@ -30,15 +32,26 @@ impl Diverted {
             let statement: *mut pg_sys::PlannedStmt =
                 pg_sys::copyObjectImpl(statement.cast()).cast();
             let copy: *mut pg_sys::CopyStmt = (*statement).utilityStmt.cast();
-            let columns = columns_of(copy);
+            let named = named_columns(copy);
+            let (columns, others) = if named.is_empty() {
+                (all_columns(true), Some(all_columns(false)))
+            } else {
+                (Some(named.join(", ")), None)
+            };
+            let (columns, others) = (columns.unwrap_or_default(), others.flatten());
             let station = STATION.to_string_lossy();
+            let held = if named.is_empty() { "*" } else { &columns };
             Spi::run(&format!(
-                "CREATE TEMPORARY TABLE {station} ON COMMIT DROP AS SELECT {columns} FROM ingest.documents WITH NO DATA"
+                "CREATE TEMPORARY TABLE {station} ON COMMIT DROP AS SELECT {held} FROM ingest.documents WITH NO DATA"
             ))
             .or_raise();
             (*(*copy).relation).schemaname = pg_sys::pstrdup(c"pg_temp".as_ptr());
             (*(*copy).relation).relname = pg_sys::pstrdup(STATION.as_ptr());
-            Some(Self { statement, columns })
+            Some(Self {
+                statement,
+                columns,
+                others,
+            })
         }
     }
 
@@ -52,6 +65,9 @@ impl Diverted {
         // SAFETY: between two statements of a transaction, so that the rows are seen.
         unsafe { pg_sys::CommandCounterIncrement() };
         let (columns, station) = (self.columns, STATION.to_string_lossy());
+        if let Some(others) = &self.others {
+            refuse_filled(others, &station);
+        }
         Spi::run(&format!(
             "INSERT INTO ingest.documents ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM pg_temp.{station}"
         ))
@@ -90,10 +106,27 @@ unsafe fn is_refused(node: *mut pg_sys::Node) -> bool {
     }
 }
 
-/// The columns that a COPY names, or all of them, quoted for SQL.
-unsafe fn columns_of(copy: *mut pg_sys::CopyStmt) -> String {
+/// Raises `42501` when a copied row has a value in one of these columns.
+fn refuse_filled(others: &str, station: &str) {
+    let filled = Spi::get_one::<bool>(&format!(
+        "SELECT EXISTS (SELECT FROM pg_temp.{station} WHERE pg_catalog.num_nonnulls({others}) OPERATOR(pg_catalog.>) 0)"
+    ))
+    .or_raise();
+    if filled == Some(true) {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "documents of watched tables cannot be copied",
+        )
+        .detail(format!("Columns {others} say which row a document is; watch() fills them."))
+        .hint("Copy the other documents: COPY ingest.documents (pipeline, key, content, metadata) FROM …; and have the table watched.")
+        .raise();
+    }
+}
+
+/// The columns that a COPY names, quoted for SQL; none when it means all.
+unsafe fn named_columns(copy: *mut pg_sys::CopyStmt) -> Vec<String> {
     // SAFETY: the list holds strings, as the grammar makes names.
-    let named: Vec<String> = unsafe {
+    unsafe {
         let list = (*copy).attlist;
         let length = if list.is_null() { 0 } else { (*list).length };
         (0..length)
@@ -102,15 +135,17 @@ unsafe fn columns_of(copy: *mut pg_sys::CopyStmt) -> String {
                 pgrx::spi::quote_identifier(crate::wake::name_of(name.cast()).to_string_lossy())
             })
             .collect()
-    };
-    if !named.is_empty() {
-        return named.join(", ");
     }
-    Spi::get_one(
+}
+
+/// All columns that the current user may fill, or may not, quoted for SQL.
+fn all_columns(fillable: bool) -> Option<String> {
+    Spi::get_one_with_args(
         "SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
          WHERE a.attrelid OPERATOR(pg_catalog.=) 'ingest.documents'::pg_catalog.regclass AND a.attnum OPERATOR(pg_catalog.>) 0
-           AND NOT a.attisdropped AND a.attgenerated OPERATOR(pg_catalog.=) ''",
+           AND NOT a.attisdropped AND a.attgenerated OPERATOR(pg_catalog.=) ''
+           AND pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'INSERT') OPERATOR(pg_catalog.=) $1",
+        &[fillable.into()],
     )
     .or_raise()
-    .unwrap_or_default()
 }

@@ -746,12 +746,16 @@ COMMENT ON FUNCTION ingest.not_carried(regclass, oid) IS 'What keeps a target fr
 -- A free name for the table that is built beside another.
 CREATE OR REPLACE FUNCTION ingest.next_name(target regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT name
+    SELECT l.name
     FROM pg_class c,
+         LATERAL (SELECT substring(c.relname::text FROM '_chunks$') AS suffix) AS e,
          generate_series(1, 1000) AS n,
-         LATERAL (SELECT left(c.relname::text, s) || '_next' || CASE n WHEN 1 THEN '' ELSE n::text END AS name
+         -- The suffix tells whose rights make it (lent.rs).
+         LATERAL (SELECT left(c.relname::text, s) || CASE WHEN s < length(c.relname::text) THEN coalesce(e.suffix, '') ELSE '' END
+                         || '_next' || CASE n WHEN 1 THEN '' ELSE n::text END AS name
                   FROM generate_series(1, 54) AS s
-                  WHERE octet_length(left(c.relname::text, s)) <= 54
+                  WHERE octet_length(left(c.relname::text, s))
+                        + CASE WHEN s < length(c.relname::text) THEN coalesce(octet_length(e.suffix), 0) ELSE 0 END <= 54
                   ORDER BY s DESC LIMIT 1) AS l
     WHERE c.oid = target
       AND NOT EXISTS (SELECT FROM pg_class o WHERE o.relnamespace = c.relnamespace AND o.relname = l.name)
@@ -2025,9 +2029,9 @@ BEGIN
             refresh = v.refresh OR (v.content, v.metadata, v.key) IS DISTINCT FROM (EXCLUDED.content, EXCLUDED.metadata, EXCLUDED.key)
     RETURNING v.* INTO w;
     PERFORM ingest.attach_source(w.watch_id);
-    -- What was in the way may be put right by this.
+    -- What was in the way may be put right by this, for a rebuild, too.
     UPDATE ingest.pipeline p SET blocked_error = NULL, blocked_until = NULL, blocked_times = 0
-    WHERE p.pipeline_id = w.pipeline_id AND p.blocked_error IS NOT NULL;
+    WHERE w.pipeline_id IN (p.pipeline_id, p.successor_of) AND p.blocked_error IS NOT NULL;
     PERFORM ingest.wake_to_review();
     RETURN w.watch_id;
 END $$;

@@ -135,6 +135,7 @@ impl Wanted {
             None if same_model => base.dimensions,
             wanted => described.dimensions(&model, wanted)?,
         };
+        base.layout.check_dimensions(dimensions)?;
         let chunk_tokens = match given.chunk_tokens {
             Some(tokens) => tokens,
             None if same_model => base.chunk_tokens,
@@ -207,6 +208,11 @@ impl Wanted {
     /// What is asked to become of embedded documents.
     pub fn on_success(&self) -> Option<&str> {
         self.on_success.as_deref()
+    }
+
+    /// The language of the full-text index, if another one is asked for.
+    pub fn language(&self) -> Option<&str> {
+        self.language.as_deref()
     }
 
     /// Writes it to a row of `ingest.pipeline`, but for its target.
@@ -359,6 +365,7 @@ fn alter_pipeline_0_2(
                 .or_raise()
                 .write(definition.pipeline_id);
             arrange_indexes(&definition, index, given.language);
+            rebuild::change_language_of(&successor, successor.target, given.language);
         }
         (change, successor) => {
             if successor.is_some() {

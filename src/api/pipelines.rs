@@ -10,7 +10,7 @@ use crate::api::MAX_NAME;
 use crate::api::definition::{Definition, parse_model};
 use crate::api::limits::use_limit;
 use crate::api::models::{Connection, Described};
-use crate::api::rebuild::drop_successor;
+use crate::api::rebuild::drop_table_of;
 use crate::api::targets::{self, create_indexes, create_or_check_target, target_for};
 use crate::errors::{OrRaise, UserError};
 use crate::installed;
@@ -261,8 +261,7 @@ pub(super) fn cleared<'a>(given: Option<&'a str>, present: Option<&'a str>) -> O
 fn drop_pipeline(name: &str, drop_target: bool) {
     refuse_if_read_only(c"ingest.drop_pipeline()");
     let definition = Definition::to_change(name);
-    // Before the pipeline, which it belongs to.
-    drop_successor(&definition);
+    let successor = definition.successor();
     {
         let _acting = ActingAs::extension_owner();
         Spi::run_with_args(
@@ -271,6 +270,7 @@ fn drop_pipeline(name: &str, drop_target: bool) {
         )
         .or_raise();
     }
+    successor.iter().for_each(drop_table_of);
     if drop_target && let Some(table) = definition.target_name() {
         Spi::run(&format!("DROP TABLE {table}")).or_raise();
     }

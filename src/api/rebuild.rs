@@ -7,7 +7,7 @@ use pgrx::spi::quote_qualified_identifier;
 use crate::api::alter::{Change, Wanted};
 use crate::api::definition::Definition;
 use crate::api::lent;
-use crate::api::targets::{embedding_type, retype_empty, table_name};
+use crate::api::targets::{change_language, embedding_type, retype_empty, table_name};
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
 use crate::reading::{self, refuse_if_read_only};
@@ -152,10 +152,19 @@ fn build_beside(definition: &Definition, table: &str, wanted: &Wanted) {
         .unwrap_or_default()
     };
     wanted.write(successor);
+    change_language_of(definition, next_oid, wanted.language());
     let queued = count("SELECT ingest.queue_for_successor($1)", successor).unwrap_or(0);
     notice!(
         "{queued} documents are embedded anew into {next}; what is in {table} serves until all are: SELECT * FROM ingest.rebuilds"
     );
+}
+
+/// Gives the table beside the old one, which has the indexes of `before`, the full-text index of another language.
+pub fn change_language_of(before: &Definition, next: pg_sys::Oid, language: Option<&str>) {
+    if let Some(language) = language {
+        let _acting = ActingAs::new(before.owner);
+        change_language(next, before.layout, &before.language, language);
+    }
 }
 
 fn text_of(sql: &str, table: pg_sys::Oid) -> String {
@@ -282,12 +291,17 @@ pub fn drop_successor(definition: &Definition) -> bool {
         return false;
     };
     call("SELECT ingest.remove_successor($1)", definition.pipeline_id);
+    drop_table_of(&successor);
+    true
+}
+
+/// Drops the table of a successor that is no more.
+pub fn drop_table_of(successor: &Definition) {
     if let Some(table) = successor.target_name() {
-        let _acting = ActingAs::new(definition.owner);
+        let _acting = ActingAs::new(successor.owner);
         Spi::run(&format!("DROP TABLE {table}")).or_raise();
     }
     wake::review_at_commit();
-    true
 }
 
 #[pg_extern(sql = false)]

@@ -326,14 +326,18 @@ pub fn create_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
         ))
         .or_raise();
     }
-    let text = layout.text_search(language);
-    if index_on(table, &text).is_none() {
-        let name = layout.text_index_name();
-        Spi::run(&format!(
-            "CREATE INDEX {name} ON {quoted} USING gin ({text})"
-        ))
-        .or_raise();
+    if index_on(table, &layout.text_search(language)).is_none() {
+        create_text_index(&quoted, layout, language);
     }
+}
+
+fn create_text_index(quoted: &str, layout: Layout, language: &str) {
+    Spi::run(&format!(
+        "CREATE INDEX {} ON {quoted} USING gin ({})",
+        layout.text_index_name(),
+        layout.text_search(language)
+    ))
+    .or_raise();
 }
 
 /// Drops the HNSW indexes on a target's embeddings and its full-text index in this language; whether there were any of the former.
@@ -372,9 +376,11 @@ pub fn retype_empty(
 pub fn change_language(table: pg_sys::Oid, layout: Layout, from: &str, to: &str) {
     if from != to
         && let Some(index) = index_on(table, &layout.text_search(from))
+        && let Some((schema, name)) = table_name(table)
     {
         Spi::run(&format!("DROP INDEX {index}")).or_raise();
-        create_indexes(table, layout, to);
+        let _acting = lent::index_rights(table, &schema, &name);
+        create_text_index(&quote_qualified_identifier(schema, name), layout, to);
     }
 }
 

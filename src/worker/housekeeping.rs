@@ -128,6 +128,8 @@ pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> 
              WHERE p.index = 'deferred' AND t.queued = 0 AND t.chunks >= $1 AND c.relkind IN ('r', 'p') AND p.pipeline_id <> ALL ($2)
                AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
                                WHERE i.indrelid = p.target AND m.amname = 'hnsw')
+               -- A dump that is being restored brings its own.
+               AND pg_try_advisory_xact_lock_shared(ingest.restore_lock())
              LIMIT 1",
             &[min_chunks.into(), except.into()],
         )?

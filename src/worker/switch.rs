@@ -8,7 +8,7 @@ use injection::Point;
 use pgrx::prelude::*;
 
 use crate::api::lent;
-use crate::api::targets::create_indexes;
+use crate::api::targets::{create_indexes, table_name};
 use crate::errors::{OrRaise, UserError};
 use crate::layout::Layout;
 use crate::owner::ActingAs;
@@ -32,7 +32,7 @@ pub struct Switcher {
 
 /// What was done about one.
 enum Step {
-    /// Another worker is at it.
+    /// Another worker is at it, or a dump is being restored.
     Busy,
     /// Something came in between, or it takes its place in the next step.
     Again,
@@ -200,11 +200,13 @@ fn missing_indexes(successor: i32) -> Option<Vec<String>> {
     wanted.then_some(missing)
 }
 
+/// Whether no other worker ends a rebuild just now, and no dump is being restored, which makes indexes and keys of both tables
+/// after their rows.
 fn is_alone() -> bool {
     Spi::connect_mut(|client| {
         run(
             client,
-            "SELECT pg_try_advisory_xact_lock($1)",
+            "SELECT pg_try_advisory_xact_lock_shared(ingest.restore_lock()) AND pg_try_advisory_xact_lock($1)",
             &[SWITCH_LOCK.into()],
         )?
         .first()
@@ -242,6 +244,14 @@ fn switch(successor: i32) -> Step {
         return Step::Again;
     }
     let tables = tables(successor);
+    if table_name(tables.old).is_none() {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            "the target table of the pipeline was dropped",
+        )
+        .hint("Drop the pipeline, and create it again.")
+        .raise();
+    }
     let statements = statements("swap_statements", &tables);
     {
         let _acting = lent::acting_on(tables.old, tables.owner);
