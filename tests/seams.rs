@@ -594,7 +594,7 @@ fn the_longest_name_of_a_default_target_has_room_for_a_rebuild_of_its_owners() {
             &format!("SELECT ingest.alter_pipeline('{name}', chunk_tokens => 50)"),
         );
         run(&mut client, "SELECT ingest.wait()");
-        wait_until("the index is built", SOON, || indexes() == 1);
+        wait_until("the index is built", SOON, || indexes() > 0);
         run(
             &mut client,
             &format!(
@@ -626,7 +626,7 @@ fn waiting_without_a_timeout_costs_no_processor() {
     std::thread::scope(|scope| {
         let waits = scope.spawn(move || run(&mut waiting, "SELECT ingest.wait()"));
         std::thread::sleep(std::time::Duration::from_secs(2));
-        let ticks = harness::process::cpu_ticks(pid);
+        let ticks = cpu_ticks(pid);
         db.run("SELECT ingest.resume('default')");
         waits.join().expect("it ends");
         assert!(ticks < 60, "{ticks} hundredths of a second of two");
