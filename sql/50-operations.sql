@@ -106,7 +106,7 @@ BEGIN
                 warned := true;
             END IF;
         END IF;
-        PERFORM pg_sleep(least(nap, greatest(extract(epoch FROM deadline - clock_timestamp()), 0)));
+        PERFORM pg_sleep(least(nap, extract(epoch FROM deadline - clock_timestamp())));
         nap := least(nap * 1.5, 0.2);
     END LOOP;
 END $$;

@@ -591,11 +591,10 @@ fn the_longest_name_of_a_default_target_has_room_for_a_rebuild_of_its_owners() {
         };
         run(
             &mut client,
-            &format!(
-                "SELECT ingest.alter_pipeline('{name}', chunk_tokens => 50); SELECT ingest.wait('{name}')"
-            ),
+            &format!("SELECT ingest.alter_pipeline('{name}', chunk_tokens => 50)"),
         );
-        wait_until("the index is built", SOON, || indexes() == 1);
+        run(&mut client, "SELECT ingest.wait()");
+        wait_until("the index is built", SOON, || indexes() > 0);
         run(
             &mut client,
             &format!(
@@ -613,4 +612,23 @@ fn the_longest_name_of_a_default_target_has_room_for_a_rebuild_of_its_owners() {
     }
     drop(client);
     gone(&db, &owner);
+}
+
+#[test]
+fn waiting_without_a_timeout_costs_no_processor() {
+    let db = Database::with_pipeline();
+    db.run("SELECT ingest.pause('default'); INSERT INTO ingest.documents (key, content) VALUES ('a', 'A text.')");
+    let mut waiting = db.connect();
+    let pid: i32 = waiting
+        .query_one("SELECT pg_backend_pid()", &[])
+        .expect("its number")
+        .get(0);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(move || run(&mut waiting, "SELECT ingest.wait()"));
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        let ticks = cpu_ticks(pid);
+        db.run("SELECT ingest.resume('default')");
+        waits.join().expect("it ends");
+        assert!(ticks < 60, "{ticks} hundredths of a second of two");
+    });
 }
