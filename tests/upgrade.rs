@@ -147,7 +147,7 @@ fn every_difference_is_seen() {
             "function ingest.target_of(text)",
         ),
         (
-            "ALTER VIEW ingest.workers SET (security_barrier)",
+            "ALTER VIEW ingest.workers RESET (security_barrier)",
             "view ingest.workers",
         ),
         (
