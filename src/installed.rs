@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use pgrx::prelude::*;
 
 use crate::errors::UserError;
+use crate::reading;
 
 /// The release that this library belongs to, as `pg_extension` writes it.
 pub const VERSION: &str = if cfg!(feature = "injection") {
@@ -69,8 +70,10 @@ pub fn installed() -> Installed {
     if MATCHING.get() == extension {
         return Installed::Matching;
     }
-    let found = Spi::get_two::<String, String>(
-        "SELECT extversion, current_database()::pg_catalog.text FROM pg_catalog.pg_extension WHERE extname = 'pg_ingest'",
+    let found = reading::two::<String, String>(
+        "SELECT extversion, pg_catalog.current_database()::pg_catalog.text FROM pg_catalog.pg_extension
+         WHERE extname OPERATOR(pg_catalog.=) 'pg_ingest'",
+        &[],
     );
     match found {
         Ok((Some(version), _)) if version == VERSION => {
