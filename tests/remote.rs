@@ -355,8 +355,9 @@ fn what_a_user_adds_to_requests_arrives_for_documents_and_for_queries() {
         assert_eq!(request.fields["user"], "u1");
         assert_eq!(request.fields["nested"]["a"][0], 1);
     }
-    // And changed while it runs.
+    // And changed while it runs: what is there is made anew, and then what comes is made so.
     db.run(r#"SELECT ingest.alter_pipeline('p', request => '{"document_body": {"input_type": "passage"}}')"#);
+    db.settle();
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'b', 'Bread and butter.')");
     db.settle();
     let last = api.requests().pop().expect("a request");
