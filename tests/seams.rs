@@ -15,7 +15,7 @@ fn articles(rows: usize) -> (Database<'static>, FakeApi) {
     articles_in(Database::new(), rows)
 }
 
-fn articles_in(db: Database<'static>, rows: usize) -> (Database<'static>, FakeApi) {
+fn articles_in(db: Database<'_>, rows: usize) -> (Database<'_>, FakeApi) {
     let api = api();
     db.create_remote_pipeline("p", &api, "dimensions => 64");
     db.run(&format!(
@@ -460,8 +460,8 @@ fn what_a_role_copies_out_it_can_copy_in() {
 #[test]
 fn a_rebuild_that_is_complete_waits_for_the_end_of_a_restore() {
     // Nor is an index built that the dump brings along.
-    let cluster = shared_cluster(&[("pg_ingest.deferred_index_min_chunks", "2")]);
-    let (db, _api) = articles_in(Database::new_in(cluster), 3);
+    let cluster = Cluster::start(&[("pg_ingest.deferred_index_min_chunks", "2")]);
+    let (db, _api) = articles_in(Database::new_in(&cluster), 3);
     let mut reader = db.connect();
     run(&mut reader, "BEGIN; SELECT count(*) FROM ingest.p_chunks");
     db.run(&format!(
@@ -570,10 +570,8 @@ fn a_pipeline_is_dropped_in_the_middle_of_a_rebuild_while_its_watched_table_is_w
 
 #[test]
 fn the_longest_name_of_a_default_target_has_room_for_a_rebuild_of_its_owners() {
-    let db = Database::new_in(shared_cluster(&[(
-        "pg_ingest.deferred_index_min_chunks",
-        "2",
-    )]));
+    let cluster = Cluster::start(&[("pg_ingest.deferred_index_min_chunks", "2")]);
+    let db = Database::new_in(&cluster);
     let (owner, mut client) = role(&db);
     for name in ["n".repeat(56), "é".repeat(28), "short".into()] {
         run(
