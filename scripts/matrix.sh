@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The version matrix: matrix.sh [MAJOR…], 14 to 18 unless told. For each Postgres that can be had: builds and installs the
-# extension, runs the whole server suite (15 and 17) or a smoke test (14, 16 and 18), and prints a table at the end. Servers
-# and builds are kept, so that a second run costs the tests only. PG_CONFIG_NN names the Postgres NN to use.
+# extension, runs the whole server suite and makes and tries packages (15 and 17), or a smoke test (14, 16 and 18), and
+# prints a table at the end. Servers and builds are kept, so that a second run costs the tests only. PG_CONFIG_NN names the
+# Postgres NN to use.
 #
 #   matrix.sh --find MAJOR    only prints the pg_config that it would use
 set -euo pipefail
@@ -43,24 +44,12 @@ run_step() { # NAME COMMAND…
   return 1
 }
 
-# Without a server and its headers, the compiler still checks the code against the bindings that pgrx ships for its own
-# documentation.
-compile_only() {
-  local result="compiles; no server to be had here" start=$SECONDS
-  cd "$root_dir"
-  run_step check env DOCS_RS=1 cargo check --release -p pg_ingest --no-default-features --features "pg$major" || {
-    result="does not compile"
-    broken+=("$major")
-  }
-  table+=("$major|-|none|$result, $((SECONDS - start)) s")
-}
-
 test_version() { # MAJOR: a row of the table
   local major=$1 kind=smoke start=$SECONDS full result
   [[ $whole_suite != *" $major "* ]] || kind=whole
   step "Postgres $major"
   if ! PG_CONFIG=$(find_postgres "$major"); then
-    compile_only
+    table+=("$major|-|none|not run: no server to be had here")
     return 0
   fi
   export PG_CONFIG
@@ -72,6 +61,9 @@ test_version() { # MAJOR: a row of the table
   [[ $result != passed || $kind != whole ]] || run_step injection "$scripts/install.sh" --injection || result="did not build"
   [[ $result != passed ]] || run_step build "$scripts/install.sh" || result="did not build"
   [[ $result != passed ]] || run_step tests "$scripts/test.sh" "$kind" || result="failed"
+  if [[ $result == passed && $kind == whole ]]; then
+    { run_step package "$scripts/package.sh" && run_step package-test "$scripts/package.sh" --test; } || result="packages failed"
+  fi
   if [[ $result != passed ]]; then broken+=("$major"); fi
   if [[ -s $logs/$major-tests.log ]]; then
     result+=" ($(awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0 " passed, " failed + 0 " failed" }' "$logs/$major-tests.log"))"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a tarball and, where there is dpkg-deb, a .deb of the extension for the Postgres of PG_CONFIG, in target/package.
-# MODEL=no leaves the local model out. With --test, installs each of them into a copy of that Postgres and runs the
-# quickstart's tests there.
+# MODEL=no leaves the local model out. With --test, installs each of them into a copy of that Postgres, and the tarball once
+# more as supabase/install.sh does, and runs the quickstart's tests there.
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
@@ -108,23 +108,46 @@ test_in_copy() { # WHAT: what is installed there
   PG_CONFIG=$copy "$scripts/test.sh" installcheck --test quickstart
 }
 
-test_packages() {
-  local deb
-  deb=$packages/postgresql-$major-pg-ingest_${version}_$(deb_arch).deb
-  make_state_dir
+test_tarball() {
   copy_postgres
   new_scratch "$packages/unpacked"
   tar -xzf "$packages/$name.tar.gz" -C "$scratch"
   cp -r "$scratch/$name/lib/." "$("$copy" --pkglibdir)"
   cp -r "$scratch/$name/share/." "$("$copy" --sharedir)"
   test_in_copy tarball
+}
+
+test_deb() {
   has dpkg-deb || return 0
   copy_postgres
   new_scratch "$packages/unpacked"
-  dpkg-deb --extract "$deb" "$scratch"
+  dpkg-deb --extract "$packages/postgresql-$major-pg-ingest_${version}_$(deb_arch).deb" "$scratch"
   cp -r "$scratch/usr/lib/postgresql/$major/lib/." "$("$copy" --pkglibdir)"
   cp -r "$scratch/usr/share/postgresql/$major/." "$("$copy" --sharedir)"
   test_in_copy .deb
+}
+
+# As in an image of Supabase: a script around postgres names the directory of libraries, and pg_config another one.
+test_in_image() {
+  local path
+  copy_postgres
+  new_scratch "$packages/image"
+  path=$scratch
+  printf '#!/bin/sh\nexport NIX_PGLIBDIR=%s\nexec %s "$@"\n' \
+    "'$("$copy" --pkglibdir)'" "$("$copy" --bindir)/postgres" >"$path/postgres"
+  # shellcheck disable=SC2016 # for the script that is written
+  printf '#!/bin/sh\n[ "$1" != --pkglibdir ] || exec echo /nowhere\nexec %s "$@"\n' "$copy" >"$path/pg_config"
+  chmod 755 "$path"/*
+  PATH=$path:$PATH sh "$root_dir/supabase/install.sh" "$packages/$name.tar.gz" >/dev/null
+  test_in_copy "tarball as supabase/install.sh puts it"
+}
+
+test_packages() {
+  [[ -f $packages/$name.tar.gz ]] || die "there are no packages for Postgres $major yet: run make package PG_CONFIG=$PG_CONFIG first"
+  make_state_dir
+  test_tarball
+  test_deb
+  test_in_image
 }
 
 main() {
