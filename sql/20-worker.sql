@@ -8,6 +8,10 @@ CREATE FUNCTION ingest.wake_to_review() RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'wake_to_review_wrapper';
 COMMENT ON FUNCTION ingest.wake_to_review() IS 'Wakes this database''s workers when the transaction commits, and has them take back what they hold and should not send any more';
 
+CREATE FUNCTION ingest.wakes_at_commit() RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'wakes_at_commit_wrapper';
+COMMENT ON FUNCTION ingest.wakes_at_commit() IS 'Whether this transaction has made work for the workers, who see it when it commits';
+
 CREATE FUNCTION ingest.worker_states()
 RETURNS TABLE (pid int, database text, state text, pipeline_id int, in_flight_requests int, in_flight_documents int,
                started_at timestamptz, last_error text)

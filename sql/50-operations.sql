@@ -95,6 +95,11 @@ BEGIN
                                           WHERE wait.pipeline IS NULL OR v.name = wait.pipeline)) = 0 THEN
             RETURN true;
         END IF;
+        IF ingest.wakes_at_commit() THEN
+            RAISE WARNING 'what this transaction has changed is embedded after it commits: ingest.wait() does not wait for it'
+                USING HINT = 'Send SELECT ingest.wait() by itself. What is sent at once, as SQL editors do, is one transaction.';
+            RETURN false;
+        END IF;
         IF clock_timestamp() >= deadline THEN
             RETURN false;
         END IF;
@@ -110,7 +115,7 @@ BEGIN
         nap := least(nap * 1.5, 0.2);
     END LOOP;
 END $$;
-COMMENT ON FUNCTION ingest.wait(text, interval) IS 'Returns true when nothing is pending in the pipelines that you own or were granted, false at the timeout. Not in the transaction that inserted the documents: they are embedded after it commits';
+COMMENT ON FUNCTION ingest.wait(text, interval) IS 'Returns true when nothing is pending in the pipelines that you own or were granted, false at the timeout, and at once in the transaction that queued documents: they are embedded after it commits';
 
 CREATE FUNCTION ingest.load_files(directory text, pattern text = '**/*', pipeline text = 'default') RETURNS bigint
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'load_files_wrapper';

@@ -48,6 +48,12 @@ pub fn review_at_commit() {
     at_commit();
 }
 
+/// Whether this transaction has added work, which begins when it commits.
+#[pg_extern(sql = false)]
+fn wakes_at_commit() -> bool {
+    WAKE_AT_COMMIT.get()
+}
+
 /// Runs after the commit is visible. Must not raise: nothing in it can.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_transaction_end(

@@ -215,8 +215,10 @@ fn another_key_is_another_document() {
     let db = Database::with_pipeline();
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('old', 'A text about lanterns.'), ('stays', 'Another text.')");
     db.settle();
+    db.run("SELECT ingest.pause('default')");
     db.run("UPDATE ingest.documents SET key = 'new' WHERE key = 'old'");
     assert_eq!(keys(&db), ["stays"], "search would still find the old key");
+    db.run("SELECT ingest.resume('default')");
     db.settle();
     assert_eq!(keys(&db), ["new", "stays"]);
     db.run("UPDATE ingest.documents SET key = NULL WHERE key = 'new'");

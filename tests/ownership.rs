@@ -70,3 +70,30 @@ fn an_owner_hands_its_pipeline_over_with_its_target() {
         gone(&db, &role);
     }
 }
+
+#[test]
+fn a_pipeline_goes_only_to_who_may_read_what_it_watches() {
+    let db = Database::new();
+    let (owner, client) = role(&db);
+    let (heir, next) = another(&db, "heir");
+    db.run(&format!(
+        "CREATE TABLE public.notes (id int PRIMARY KEY, body text); INSERT INTO public.notes VALUES (1, 'A text.');
+         GRANT SELECT ON public.notes TO {owner};
+         SELECT ingest.create_pipeline('p'); SELECT ingest.set_owner('p', '{owner}');
+         SELECT ingest.watch('public.notes', 'body', pipeline => 'p')"
+    ));
+    db.run("SELECT ingest.wait('p', '60 s')");
+    let hand_over = format!("SELECT ingest.set_owner('p', '{heir}')");
+    let error = db.expect_error(&hand_over);
+    assert_eq!(
+        (error.code.as_str(), error.message.as_str()),
+        ("42501", "permission denied for table notes")
+    );
+    db.run(&format!("GRANT SELECT ON public.notes TO {heir}; {hand_over}; INSERT INTO public.notes VALUES (2, 'Another.')"));
+    db.run("SELECT ingest.wait('p', '60 s')");
+    assert_eq!(db.progress_of("p").counts(), (2, 2, 0, 0));
+    drop((client, next));
+    db.run("DROP TABLE public.notes CASCADE; SELECT ingest.drop_pipeline('p', true)");
+    gone(&db, &owner);
+    gone(&db, &heir);
+}

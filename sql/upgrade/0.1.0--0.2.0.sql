@@ -1189,6 +1189,10 @@ $$;
 
 COMMENT ON FUNCTION ingest.stuck_pipelines(text) IS 'Paused or blocked pipelines with documents waiting, and rebuilds that wait for a person, as a sentence; null when there are none';
 
+CREATE OR REPLACE FUNCTION ingest.wakes_at_commit() RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'wakes_at_commit_wrapper';
+COMMENT ON FUNCTION ingest.wakes_at_commit() IS 'Whether this transaction has made work for the workers, who see it when it commits';
+
 CREATE OR REPLACE FUNCTION ingest.wait(pipeline text = NULL, timeout interval = NULL) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -1206,6 +1210,11 @@ BEGIN
                                           WHERE wait.pipeline IS NULL OR v.name = wait.pipeline)) = 0 THEN
             RETURN true;
         END IF;
+        IF ingest.wakes_at_commit() THEN
+            RAISE WARNING 'what this transaction has changed is embedded after it commits: ingest.wait() does not wait for it'
+                USING HINT = 'Send SELECT ingest.wait() by itself. What is sent at once, as SQL editors do, is one transaction.';
+            RETURN false;
+        END IF;
         IF clock_timestamp() >= deadline THEN
             RETURN false;
         END IF;
@@ -1222,7 +1231,7 @@ BEGIN
     END LOOP;
 END $$;
 
-COMMENT ON FUNCTION ingest.wait(text, interval) IS 'Returns true when nothing is pending in the pipelines that you own or were granted, false at the timeout. Not in the transaction that inserted the documents: they are embedded after it commits';
+COMMENT ON FUNCTION ingest.wait(text, interval) IS 'Returns true when nothing is pending in the pipelines that you own or were granted, false at the timeout, and at once in the transaction that queued documents: they are embedded after it commits';
 
 -- Where load_files() puts a batch of files. A file that is no valid text is there with its failure and no content.
 CREATE OR REPLACE FUNCTION ingest.stage_files(pipeline text, keys text[], contents text[], metadata jsonb[], errors text[]) RETURNS void

@@ -8,6 +8,7 @@ use crate::api::lent::follow_owner;
 use crate::api::limits::use_limit;
 use crate::api::models::{Connection, Described};
 use crate::api::targets::require_target_rights;
+use crate::api::watch::refuse_unreadable;
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
 use crate::reading::{self, refuse_if_read_only};
@@ -93,6 +94,15 @@ fn set_owner(pipeline: &str, owner: pg_sys::Oid) {
         }
     }
     let _acting = ActingAs::extension_owner();
+    let watches: Vec<i32> = Spi::get_one_with_args(
+        "SELECT coalesce(array_agg(w.watch_id ORDER BY w.watch_id), '{}') FROM ingest.watch w WHERE w.pipeline_id = $1",
+        &[definition.pipeline_id.into()],
+    )
+    .or_raise()
+    .unwrap_or_default();
+    for watch in watches {
+        refuse_unreadable(owner, watch);
+    }
     Spi::run_with_args(
         "UPDATE ingest.pipeline SET owner = $2 WHERE pipeline_id = $1",
         &[definition.pipeline_id.into(), owner.into()],

@@ -62,7 +62,7 @@ fn watch(
     .or_raise();
     if let Some(watch) = watch {
         drop_with_extension(watch);
-        refuse_unreadable(&definition, watch).or_raise();
+        refuse_unreadable(definition.owner, watch);
     }
 }
 
@@ -120,18 +120,18 @@ fn names(source: pg_sys::Oid, read: &Columns) -> Vec<String> {
     .unwrap_or_default()
 }
 
-/// Runs the worker's statement on no row: the pipeline's owner may read what the expressions do.
-fn refuse_unreadable(definition: &Definition, watch: i32) -> Result<(), UserError> {
+/// Runs the worker's statement on no row: raises what keeps this owner of the pipeline from reading what the expressions do.
+/// As the extension's owner.
+pub fn refuse_unreadable(owner: pg_sys::Oid, watch: i32) {
     let reading: Option<String> = Spi::get_one_with_args(
         "SELECT reading FROM ingest.source_statements($1)",
         &[watch.into()],
     )
     .or_raise();
-    let _acting = ActingAs::new(definition.owner);
+    let _acting = ActingAs::new(owner);
     if let Some(reading) = reading {
         Spi::run_with_args(&reading, &[None::<&str>.into(), 0.into()]).or_raise();
     }
-    Ok(())
 }
 
 /// DROP EXTENSION takes the triggers along without CASCADE.
