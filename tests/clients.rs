@@ -1,20 +1,21 @@
 //! Promise: clients that know nothing of pg_ingest read what it writes: supabase-js and LangChain by the match function,
 //! vecs and LlamaIndex by the layout of their own table; and words find what vectors miss.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fake_api::FakeApi;
-use harness::remote::behaviour;
+use harness::remote::{behaviour, embed};
 use harness::*;
 
-/// A database as Supabase has it: pgvector in `extensions`, and a role that an API lends to everybody.
+/// A database as Supabase has it: pgvector in `extensions`, and roles that an API lends to everybody and to its users.
 fn supabase(api: &FakeApi, more: &str) -> Database<'static> {
     let db = Database::empty_in(shared_cluster(&[]));
     db.run(&format!(
         "CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions; CREATE EXTENSION pg_ingest;
          ALTER DATABASE {} SET search_path = public, extensions; SET search_path = public, extensions;
-         DO $$ BEGIN CREATE ROLE anon NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;
-         GRANT USAGE ON SCHEMA public, extensions TO anon",
+         DO $$ BEGIN CREATE ROLE anon NOLOGIN; CREATE ROLE authenticated NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;
+         GRANT USAGE ON SCHEMA public, extensions TO anon, authenticated",
         db.name()
     ));
     db.create_remote_pipeline("docs", api, more);
@@ -29,26 +30,43 @@ fn supabase(api: &FakeApi, more: &str) -> Database<'static> {
     db
 }
 
-/// Runs a script of tests/clients with the packages that scripts/clients.sh installs.
-fn read_with(client: &str, db: &Database) {
-    let place = std::env::var("PG_INGEST_CLIENTS").unwrap_or_else(|_| {
+/// The folder of the scripts.
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
+}
+
+/// Where scripts/clients.sh has installed the clients.
+fn clients() -> PathBuf {
+    std::env::var_os("PG_INGEST_CLIENTS").map(PathBuf::from).unwrap_or_else(|| {
         panic!("PG_INGEST_CLIENTS does not say where the clients are: run scripts/clients.sh, which prints it")
-    });
-    let script = format!("{}/clients/{client}.py", env!("CARGO_MANIFEST_DIR"));
-    let python = std::fs::read_to_string(format!("{place}/python")).expect("the name of a Python");
-    let done = Command::new(python.trim())
-        .args([
-            &script,
-            &db.cluster().home().display().to_string(),
-            db.name(),
-        ])
-        .env("PYTHONPATH", format!("{place}/lib"))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .output()
-        .expect("python");
+    })
+}
+
+/// The program that a file of these clients names.
+fn program(file: &str) -> String {
+    let name = std::fs::read_to_string(clients().join(file)).expect("the name of a program");
+    name.trim().to_owned()
+}
+
+/// A script of tests/clients for this database, with the packages of Python that scripts/clients.sh installs.
+fn python(script: &str, db: &Database) -> Command {
+    let mut python = Command::new(program("python"));
+    python
+        .arg(scripts().join(script))
+        .arg(db.cluster().home())
+        .arg(db.name())
+        .env("PYTHONPATH", clients().join("lib"))
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    python
+}
+
+/// Runs it.
+fn succeeds(mut script: Command) {
+    let done = script.output().expect("a program");
     assert!(
         done.status.success(),
-        "{client}: {}{}",
+        "{:?}: {}{}",
+        script.get_args(),
         String::from_utf8_lossy(&done.stdout),
         String::from_utf8_lossy(&done.stderr)
     );
@@ -57,19 +75,15 @@ fn read_with(client: &str, db: &Database) {
 #[test]
 fn the_vecs_client_finds_the_collection_and_its_index() {
     let api = FakeApi::start(behaviour());
-    read_with(
-        "vecs_reads",
-        &supabase(&api, "layout => 'vecs', index => 'immediate'"),
-    );
+    let db = supabase(&api, "layout => 'vecs', index => 'immediate'");
+    succeeds(python("vecs_reads.py", &db));
 }
 
 #[test]
 fn llama_index_gets_its_nodes_back() {
     let api = FakeApi::start(behaviour());
-    read_with(
-        "llama_index_reads",
-        &supabase(&api, "layout => 'vecs', index => 'immediate'"),
-    );
+    let db = supabase(&api, "layout => 'vecs', index => 'immediate'");
+    succeeds(python("llama_index_reads.py", &db));
 }
 
 #[test]
@@ -82,8 +96,34 @@ fn langchain_asks_through_the_api() {
         if target.contains("vecs") {
             db.run("GRANT USAGE ON SCHEMA vecs TO anon; GRANT SELECT ON vecs.docs TO anon");
         }
-        read_with("langchain_reads", &db);
+        succeeds(python("langchain_reads.py", &db));
     }
+}
+
+#[test]
+fn supabase_js_asks_through_the_api() {
+    let packages = clients().join("javascript");
+    if !packages.join("node").exists() {
+        println!(
+            "skipped: scripts/clients.sh has not installed supabase-js, for want of Node.js 18 or newer, npm or a network"
+        );
+        return;
+    }
+    let api = FakeApi::start(behaviour());
+    let db = supabase(&api, "target => 'public.docs'");
+    db.run(
+        r#"SELECT ingest.create_match_function('docs'); GRANT SELECT ON public.docs TO authenticated;
+           UPDATE ingest.documents SET metadata = metadata || '{"public": true}' WHERE key = 'b.md'"#,
+    );
+    db.settle();
+    let question = embed(&db, "Cats sleep for most of the day.", "docs");
+    let mut asks = python("postgrest.py", &db);
+    asks.arg(program("javascript/node"))
+        .arg(scripts().join("supabase_js_reads.mjs"))
+        .arg(packages)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs"))
+        .env("QUESTION", format!("{question:?}"));
+    succeeds(asks);
 }
 
 #[test]

@@ -3,33 +3,10 @@
 
 use harness::*;
 
-/// Checks the SQLSTATE of each statement's error, that all of it together holds a word, and that more is told than that
-/// it failed.
-#[track_caller]
-fn refused(db: &Database, cases: &[(&str, &str, &str)]) {
-    let mut wrong = Vec::new();
-    for (sql, code, word) in cases {
-        match db.try_run(sql) {
-            Ok(()) => wrong.push(format!("{sql}: succeeds")),
-            Err(error) => {
-                if error.code != *code
-                    || !error.text().contains(word)
-                    || (error.hint.is_none() && error.detail.is_none())
-                {
-                    wrong.push(format!(
-                        "{sql}: expected {code} and {word:?}, got {error:?}"
-                    ));
-                }
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
 #[test]
 fn a_definition_that_cannot_be_is_refused() {
     let db = Database::with_pipeline();
-    refused(
+    refused_all(
         &db,
         &[
             ("SELECT ingest.create_pipeline()", "42710", "alter_pipeline"),
@@ -165,7 +142,7 @@ fn what_is_not_served_yet_is_refused_and_not_ignored() {
         .iter()
         .map(|sql| (*sql, "0A000", "not supported yet"))
         .collect();
-    refused(&db, &cases);
+    refused_all(&db, &cases);
 }
 
 #[test]
@@ -190,13 +167,13 @@ fn what_means_nothing_to_a_local_model_is_refused_and_not_ignored() {
         .iter()
         .map(|sql| (sql.as_str(), "22023", "has no meaning for model local/"))
         .collect();
-    refused(&db, &cases);
+    refused_all(&db, &cases);
 }
 
 #[test]
 fn an_unknown_pipeline_is_named_in_the_error() {
     let db = Database::with_pipeline();
-    refused(
+    refused_all(
         &db,
         &[
             (
@@ -235,93 +212,6 @@ fn an_unknown_pipeline_is_named_in_the_error() {
             ),
         ],
     );
-}
-
-#[test]
-fn a_table_that_cannot_be_the_target_is_refused() {
-    let db = Database::with_pipeline();
-    db.run(
-        "CREATE TABLE public.other_columns (id int, body text);
-         CREATE TABLE public.other_dimensions (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(3));
-         CREATE TABLE public.other_types (document_key text, chunk_no text, content text, tokens int, metadata jsonb, embedding vector(384));
-         CREATE TABLE public.wants_more (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384), tenant int NOT NULL);
-         CREATE VIEW public.a_view AS SELECT * FROM ingest.default_chunks;
-         CREATE SEQUENCE public.a_sequence",
-    );
-    refused(
-        &db,
-        &[
-            (
-                "SELECT ingest.create_pipeline('p', target => 'public.other_columns')",
-                "42804",
-                "document_key is missing",
-            ),
-            (
-                "SELECT ingest.create_pipeline('p', target => 'public.other_dimensions')",
-                "42804",
-                "vector(3)",
-            ),
-            (
-                "SELECT ingest.create_pipeline('p', target => 'public.other_types')",
-                "42804",
-                "chunk_no",
-            ),
-            (
-                "SELECT ingest.create_pipeline('p', target => 'public.wants_more')",
-                "42804",
-                "tenant",
-            ),
-            (
-                "SELECT ingest.create_pipeline('p', target => 'public.a_view')",
-                "42804",
-                "view",
-            ),
-            (
-                "SELECT ingest.create_pipeline('p', target => 'public.a_sequence')",
-                "42804",
-                "sequence",
-            ),
-            (
-                "SELECT ingest.create_pipeline('p', target => 'ingest.default_chunks')",
-                "55006",
-                "\"default\"",
-            ),
-        ],
-    );
-    let none = db.expect_error("SELECT ingest.create_pipeline('p', target => 'nowhere.docs')");
-    assert_eq!(none.code, "3F000", "{none:?}");
-}
-
-#[test]
-fn an_existing_table_serves_as_target() {
-    let db = Database::new();
-    db.run(
-        "CREATE SCHEMA app;
-         CREATE TABLE app.docs (
-             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, document_key text, chunk_no int, content text, tokens int,
-             metadata jsonb, embedding vector(384), loaded_at timestamptz DEFAULT now(), note text);
-         CREATE TABLE app.parts (LIKE app.docs INCLUDING DEFAULTS INCLUDING IDENTITY) PARTITION BY HASH (document_key);
-         CREATE TABLE app.parts_0 PARTITION OF app.parts FOR VALUES WITH (MODULUS 2, REMAINDER 0);
-         CREATE TABLE app.parts_1 PARTITION OF app.parts FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
-    );
-    db.run("SELECT ingest.create_pipeline('plain', target => 'app.docs')");
-    db.run("SELECT ingest.create_pipeline('parted', target => 'app.parts')");
-    for pipeline in ["plain", "parted"] {
-        db.run(&format!("INSERT INTO ingest.documents (pipeline, key, content) SELECT '{pipeline}', 'k' || n, 'Text number ' || n FROM generate_series(1, 10) n"));
-    }
-    db.settle();
-    db.run("UPDATE ingest.documents SET content = content || ', changed' WHERE key = 'k1'; DELETE FROM ingest.documents WHERE key = 'k2'");
-    db.settle();
-    for (pipeline, table) in [("plain", "app.docs"), ("parted", "app.parts")] {
-        assert_eq!(db.progress_of(pipeline).counts(), (9, 9, 0, 0));
-        assert_eq!(db.one::<i64>(&format!("SELECT count(*) FROM {table}")), 9);
-        assert_eq!(
-            db.one::<String>(&format!(
-                "SELECT content FROM ingest.search('Text number 1, changed', 1, '{pipeline}')"
-            )),
-            "Text number 1, changed"
-        );
-    }
 }
 
 #[test]
@@ -371,45 +261,6 @@ fn names_may_be_anything() {
 }
 
 #[test]
-fn a_target_may_need_quoting_and_a_long_name() {
-    let db = Database::new();
-    db.run(r#"CREATE SCHEMA "My Schema""#);
-    let table = "x".repeat(63);
-    db.run(&format!(r#"SELECT ingest.create_pipeline('p', target => '"My Schema"."{table}"', index => 'immediate')"#));
-    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'k', 'A text.')");
-    db.settle();
-    assert_eq!(
-        db.one::<i64>(&format!(r#"SELECT count(*) FROM "My Schema"."{table}""#)),
-        1
-    );
-    assert_eq!(
-        db.one::<String>("SELECT key FROM ingest.search('text', 1, 'p')"),
-        "k"
-    );
-    let name = "n".repeat(63);
-    db.run(&format!(
-        "SELECT ingest.create_pipeline('{name}', target => 'public.short')"
-    ));
-    assert_eq!(db.progress_of(&name).state, "idle");
-}
-
-#[test]
-fn a_target_may_be_renamed_and_moved() {
-    let db = Database::with_pipeline();
-    db.run(&texts::insert_passages());
-    db.settle();
-    db.run("CREATE SCHEMA app; ALTER TABLE ingest.default_chunks RENAME TO passages; ALTER TABLE ingest.passages SET SCHEMA app");
-    db.run("INSERT INTO ingest.documents (key, content) VALUES ('late', 'Lanterns light the harbour at night.')");
-    db.run("DELETE FROM ingest.documents WHERE key = 'keys.md'");
-    db.settle();
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM app.passages"), 8);
-    assert_eq!(
-        db.one::<String>("SELECT key FROM ingest.search('harbour lights', 1)"),
-        "late"
-    );
-}
-
-#[test]
 fn other_chunks_are_cut_at_once_when_asked_for() {
     let db = Database::with_pipeline();
     db.execute("INSERT INTO ingest.documents (key, content) VALUES ('long', $1), ('short', 'A short text.')", &[&texts::long("lantern", 10)]);
@@ -446,7 +297,7 @@ fn other_chunks_are_cut_at_once_when_asked_for() {
     db.run("SELECT ingest.alter_pipeline('default', splitter => 'markdown')");
     db.settle();
     assert_eq!(db.progress().counts(), (3, 2, 0, 1));
-    refused(
+    refused_all(
         &db,
         &[
             (
@@ -530,139 +381,6 @@ fn wait_can_be_cancelled_and_needs_to_see_commits() {
     let old = db.expect_error("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT ingest.wait()");
     assert_eq!(old.code, "25000");
     db.run("ROLLBACK");
-}
-
-/// The HNSW indexes on the target of `default`, by name.
-fn indexes(db: &Database) -> Vec<String> {
-    db.all(
-        "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
-         WHERE m.amname = 'hnsw' AND i.indrelid = 'ingest.default_chunks'::regclass",
-    )
-}
-
-const NEAREST: &str = "SELECT * FROM ingest.default_chunks ORDER BY embedding <=> array_fill(0.1, ARRAY[384])::vector LIMIT 3";
-
-#[test]
-fn an_immediate_index_is_there_from_the_start() {
-    let db = Database::new();
-    db.run("SELECT ingest.create_pipeline(index => 'immediate')");
-    assert_eq!(indexes(&db), ["default_chunks_embedding_idx"]);
-    db.run(&texts::insert_passages());
-    db.settle();
-    db.run("SET enable_seqscan = off; SET enable_sort = off");
-    assert!(db.explain(NEAREST).contains("default_chunks_embedding_idx"));
-    db.run("SELECT ingest.alter_pipeline('default', index => 'none')");
-    assert_eq!(indexes(&db), Vec::<String>::new());
-    db.run("SELECT ingest.alter_pipeline('default', index => 'immediate')");
-    assert_eq!(indexes(&db), ["default_chunks_embedding_idx"]);
-    assert_eq!(
-        db.one::<String>("SELECT key FROM ingest.search('how do I rotate a key?', 1)"),
-        "keys.md"
-    );
-}
-
-#[test]
-fn a_deferred_index_comes_after_the_backlog() {
-    // A cluster of its own, for the setting is the server's.
-    let cluster = Cluster::start(&[]);
-    let db = Database::new_in(&cluster);
-    db.run("SELECT ingest.create_pipeline('none_here', index => 'none'); SELECT ingest.create_pipeline()");
-    db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text number ' || n FROM generate_series(1, 30) n");
-    db.quiesce();
-    assert_eq!(
-        indexes(&db),
-        Vec::<String>::new(),
-        "30 chunks need no index"
-    );
-    cluster.reload(&[("pg_ingest.deferred_index_min_chunks", "40")]);
-    db.run("INSERT INTO ingest.documents (key, content) SELECT 'l' || n, 'Text number ' || n FROM generate_series(1, 5) n");
-    db.run("INSERT INTO ingest.documents (pipeline, key, content) SELECT 'none_here', 'l' || n, 'Text number ' || n FROM generate_series(1, 45) n");
-    db.quiesce();
-    assert_eq!(
-        indexes(&db),
-        Vec::<String>::new(),
-        "35 chunks are fewer than 40"
-    );
-    db.run("INSERT INTO ingest.documents (key, content) SELECT 'm' || n, 'Text number ' || n FROM generate_series(1, 10) n");
-    db.settle();
-    wait_until("the index is built", SOON, || {
-        indexes(&db) == ["default_chunks_embedding_idx"]
-    });
-    assert_eq!(
-        db.one::<i64>("SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam WHERE m.amname = 'hnsw'"),
-        1,
-        "the pipeline with index => 'none' gets none"
-    );
-    db.run("SET enable_seqscan = off; SET enable_sort = off");
-    assert!(db.explain(NEAREST).contains("default_chunks_embedding_idx"));
-    assert_eq!(
-        db.one::<String>("SELECT content FROM ingest.search('Text number 17', 1)"),
-        "Text number 17"
-    );
-    assert_eq!(
-        db.one::<i64>("SELECT count(*) FROM ingest.search('Text number 17', 45)"),
-        45
-    );
-}
-
-#[test]
-fn no_index_means_none_whoever_made_it() {
-    let db = Database::with_pipeline();
-    let table = "x".repeat(63);
-    db.run(&format!(
-        "SELECT ingest.create_pipeline('long', target => 'public.{table}', index => 'immediate')"
-    ));
-    db.run(
-        "CREATE INDEX by_hand ON ingest.default_chunks USING hnsw (embedding vector_cosine_ops)",
-    );
-    db.run(
-        "SELECT ingest.alter_pipeline('long', index => 'none'); SELECT ingest.alter_pipeline('default', index => 'none')",
-    );
-    assert_eq!(
-        db.all::<String>(
-            "SELECT i.indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-             JOIN pg_am m ON m.oid = c.relam WHERE m.amname = 'hnsw'"
-        ),
-        Vec::<String>::new()
-    );
-}
-
-#[test]
-fn a_target_may_defer_its_constraints() {
-    let db = Database::new();
-    db.run(
-        "CREATE TABLE public.known (key text PRIMARY KEY);
-         INSERT INTO public.known SELECT 'k' || n FROM generate_series(1, 9) n;
-         CREATE TABLE public.docs (
-             document_key text REFERENCES public.known DEFERRABLE INITIALLY DEFERRED, chunk_no int, content text, tokens int,
-             metadata jsonb, embedding vector(384), UNIQUE (document_key, chunk_no) DEFERRABLE INITIALLY DEFERRED)",
-    );
-    db.run("SELECT ingest.create_pipeline('p', target => 'public.docs', max_attempts => 1)");
-    db.run(
-        "INSERT INTO ingest.documents (pipeline, key, content)
-         SELECT 'p', 'k' || n, 'Text number ' || n FROM generate_series(1, 10) n",
-    );
-    db.settle();
-    // The tenth is not among the known: that shows when the constraint is checked, and fails this one alone.
-    assert_eq!(db.progress_of("p").counts(), (10, 9, 0, 1));
-    db.run(
-        "UPDATE ingest.documents SET content = content || ', changed' WHERE key = 'k1';
-         UPDATE ingest.documents SET metadata = '{\"a\": 1}' WHERE key = 'k2';
-         DELETE FROM ingest.documents WHERE key IN ('k3', 'k10')",
-    );
-    db.settle();
-    assert_eq!(db.progress_of("p").counts(), (8, 8, 0, 0));
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM public.docs"), 8);
-    // What the user has deferred elsewhere in the transaction stays deferred.
-    db.run("CREATE TABLE public.notes (key text REFERENCES public.known DEFERRABLE INITIALLY DEFERRED)");
-    db.run(
-        "BEGIN;
-         INSERT INTO public.notes VALUES ('unknown yet');
-         DELETE FROM ingest.documents WHERE key = 'k4';
-         UPDATE ingest.documents SET metadata = '{\"a\": 2}' WHERE key = 'k5';
-         INSERT INTO public.known VALUES ('unknown yet');
-         COMMIT",
-    );
 }
 
 #[test]

@@ -4,81 +4,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fake_api::FakeApi;
+use harness::rebuild::*;
 use harness::remote::{api, embed};
-use harness::roles::{gone, role, run};
+use harness::roles::{self, run};
 use harness::*;
-
-/// What makes the same API another model's: the vectors of other texts, so that a query of one finds nothing of the other.
-const OTHER: &str = r#"request => '{"document_prefix": "other: ", "query_prefix": "other: "}'"#;
-
-/// A pipeline `p` with these documents, `Old text of <key>.`, embedded, and another API with another model.
-fn pipeline(db: &Database, keys: &[&str]) -> (FakeApi, FakeApi) {
-    let (old, new) = (api(), api());
-    db.create_remote_pipeline("p", &old, "dimensions => 64, batch_size => 1");
-    db.execute(
-        "INSERT INTO ingest.documents (pipeline, key, content) SELECT 'p', k, 'Old text of ' || k || '.' FROM unnest($1::text[]) k",
-        &[&keys],
-    );
-    db.settle();
-    (old, new)
-}
-
-/// Begins to make the vectors of the other model, which does not answer for now.
-fn begin(db: &Database, new: &FakeApi, more: &str) {
-    new.hold_answers();
-    db.run(&format!(
-        "SELECT ingest.alter_pipeline('p', base_url => {}, {OTHER}{more})",
-        quoted(&new.openai_url())
-    ));
-}
-
-/// Ends what other threads do, however this one ends.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
-/// The key that is found for exactly this text, if its vector is of the model of the query's.
-fn found(db: &Database, text: &str) -> Option<String> {
-    let rows = db.rows(&format!(
-        "SELECT key, similarity FROM ingest.search({}, 1, 'p')",
-        quoted(text)
-    ));
-    let row = rows.first()?;
-    (row.get::<_, f64>(1) > 0.99).then(|| row.get(0))
-}
-
-#[track_caller]
-fn finds(db: &Database, text: &str, key: &str) {
-    let what = format!("{text:?} is found as {key}");
-    wait_until(&what, SOON, || found(db, text).as_deref() == Some(key));
-}
-
-/// `state documents embedded failed` of the rebuild of `p`.
-fn rebuild(db: &Database) -> Vec<String> {
-    db.all("SELECT concat_ws(' ', state, documents, embedded, failed) FROM ingest.rebuilds WHERE pipeline = 'p'")
-}
-
-/// Sees that nothing is left of a rebuild, and that what is counted is there.
-#[track_caller]
-fn nothing_left(db: &Database) {
-    harness::flight::counted(db, "p");
-    assert_eq!(rebuild(db), Vec::<String>::new());
-    for left in [
-        "SELECT count(*) FROM pg_class WHERE relname LIKE '%next%'",
-        "SELECT count(*) FROM ingest.pipeline WHERE successor_of IS NOT NULL",
-        "SELECT count(*) FROM ingest.failures WHERE rebuild",
-        "SELECT count(*) FROM ingest.queue",
-        "SELECT count(*) - 1 FROM ingest.counter",
-        "SELECT count(rebuilding) FROM ingest.progress",
-    ] {
-        assert_eq!(db.one::<i64>(left), 0, "{left}");
-    }
-}
 
 #[test]
 fn the_old_vectors_stay_complete_and_fresh_until_the_new_ones_take_their_place() {
@@ -251,141 +180,6 @@ fn a_rebuild_is_given_up_at_a_word_and_another_one_takes_its_place() {
 }
 
 #[test]
-fn what_a_user_has_put_on_the_table_is_on_the_new_one() {
-    let db = Database::new();
-    let (_old, new) = pipeline(&db, &["a", "b"]);
-    let name = format!("reader_{}", db.name());
-    db.run(&format!(
-        "CREATE ROLE {name}; CREATE SEQUENCE ingest.numbers; CREATE TABLE public.keys (key text PRIMARY KEY);
-         INSERT INTO public.keys VALUES ('a'), ('b');
-         ALTER TABLE ingest.p_chunks ADD note text DEFAULT 'none', ADD number bigint DEFAULT nextval('ingest.numbers'),
-             ADD CONSTRAINT short CHECK (length(note) < 100), ADD CONSTRAINT known FOREIGN KEY (document_key) REFERENCES public.keys,
-             ENABLE ROW LEVEL SECURITY, REPLICA IDENTITY FULL, SET (fillfactor = 70);
-         ALTER SEQUENCE ingest.numbers OWNED BY ingest.p_chunks.number;
-         CREATE INDEX by_note ON ingest.p_chunks (note) WHERE note IS NOT NULL;
-         CREATE INDEX by_vector ON ingest.p_chunks USING hnsw (embedding vector_cosine_ops) WITH (m = 8);
-         CREATE POLICY readers ON ingest.p_chunks FOR SELECT TO {name} USING (note = 'none' AND EXISTS (SELECT FROM public.keys k WHERE k.key = document_key AND k.key <> 'b'));
-         COMMENT ON POLICY readers ON ingest.p_chunks IS 'not b';
-         COMMENT ON TABLE ingest.p_chunks IS 'mine'; COMMENT ON COLUMN ingest.p_chunks.note IS 'noted';
-         GRANT USAGE ON SCHEMA ingest TO {name}; GRANT SELECT ON public.keys TO {name}; GRANT SELECT ON ingest.p_chunks TO {name} WITH GRANT OPTION;
-         GRANT UPDATE (note) ON ingest.p_chunks TO {name};
-         CREATE PUBLICATION mine FOR TABLE ingest.p_chunks;
-         ALTER DEFAULT PRIVILEGES IN SCHEMA ingest GRANT ALL ON TABLES TO PUBLIC",
-    ));
-    let seen = || {
-        db.all::<String>(
-            "SELECT line FROM (
-                 SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'ingest.p_chunks'::regclass
-                 UNION ALL SELECT conname || pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'ingest.p_chunks'::regclass
-                 UNION ALL SELECT concat_ws(' ', relacl, relrowsecurity, relforcerowsecurity, relreplident, reloptions, relowner, obj_description(oid, 'pg_class'))
-                           FROM pg_class WHERE oid = 'ingest.p_chunks'::regclass
-                 UNION ALL SELECT concat_ws(' ', attname, attnotnull, attidentity, attacl, col_description(attrelid, attnum), pg_get_serial_sequence('ingest.p_chunks', attname))
-                           FROM pg_attribute WHERE attrelid = 'ingest.p_chunks'::regclass AND attnum > 0
-                 UNION ALL SELECT concat_ws(' ', policyname, permissive, roles, cmd, qual, with_check) FROM pg_policies
-                 UNION ALL SELECT obj_description(oid, 'pg_policy') FROM pg_policy
-                 UNION ALL SELECT concat_ws(' ', pubname, schemaname, tablename) FROM pg_publication_tables
-                 UNION ALL SELECT adbin FROM (SELECT pg_get_expr(adbin, adrelid) AS adbin FROM pg_attrdef WHERE adrelid = 'ingest.p_chunks'::regclass) d
-             ) AS lines(line) ORDER BY line",
-        )
-    };
-    let before = seen();
-    let oid = || db.one::<i64>("SELECT 'ingest.p_chunks'::regclass::oid::bigint");
-    let old_oid = oid();
-    let mut client = db.connect();
-    let prepared = client
-        .prepare("SELECT count(*) FROM ingest.p_chunks WHERE note = 'none'")
-        .expect("a statement");
-    let count = |client: &mut postgres::Client| -> i64 {
-        client.query_one(&prepared, &[]).expect("its result").get(0)
-    };
-    assert_eq!(count(&mut client), 2);
-    begin(&db, &new, "");
-    // Nobody sees the new table before it is in use.
-    assert!(!db.one::<bool>(&format!(
-        "SELECT has_table_privilege('{name}', target::oid, 'SELECT') FROM ingest.rebuilds"
-    )));
-    new.release_answers();
-    db.settle();
-    assert_ne!(oid(), old_oid);
-    assert_eq!(seen(), before);
-    assert_eq!(count(&mut client), 2);
-    db.run(&format!("SET ROLE {name}"));
-    assert_eq!(
-        db.all::<String>("SELECT document_key FROM ingest.p_chunks"),
-        ["a"]
-    );
-    db.run("RESET ROLE");
-    assert_eq!(found(&db, "Old text of a.").as_deref(), Some("a"));
-    nothing_left(&db);
-    db.run(&format!("DROP OWNED BY {name}"));
-}
-
-#[test]
-fn what_cannot_be_carried_over_is_named_beforehand() {
-    let db = Database::new();
-    let (_old, _new) = pipeline(&db, &["a"]);
-    let cases = [
-        ("CREATE VIEW public.seen AS SELECT document_key FROM ingest.p_chunks", "DROP VIEW public.seen", "view public.seen"),
-        ("CREATE TABLE public.notes (id bigint REFERENCES ingest.p_chunks)", "DROP TABLE public.notes", "notes_id_fkey"),
-        (
-            "CREATE FUNCTION public.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
-             CREATE TRIGGER mine AFTER INSERT ON ingest.p_chunks EXECUTE FUNCTION public.f()",
-            "DROP FUNCTION public.f CASCADE",
-            "trigger mine",
-        ),
-        (
-            "CREATE FUNCTION public.rows() RETURNS SETOF ingest.p_chunks LANGUAGE sql AS 'SELECT * FROM ingest.p_chunks'",
-            "DROP FUNCTION public.rows",
-            "function public.rows()",
-        ),
-        ("CREATE TABLE public.child () INHERITS (ingest.p_chunks)", "DROP TABLE public.child", "inherits"),
-    ];
-    for (make, drop, word) in cases {
-        db.run(make);
-        let error = db.expect_error("SELECT ingest.alter_pipeline('p', dimensions => 96)");
-        assert_eq!(error.code, "55000", "{}", error.text());
-        assert!(error.text().contains(word), "{word}: {}", error.text());
-        assert!(error.hint.is_some(), "{}", error.text());
-        // Other chunks can still be had, document by document.
-        db.run("SELECT ingest.alter_pipeline('p', chunk_tokens => 99)");
-        db.settle();
-        db.run("SELECT ingest.alter_pipeline('p', chunk_tokens => 100)");
-        db.settle();
-        db.run(drop);
-    }
-    db.run("ALTER TABLE ingest.documents DISABLE TRIGGER documents_deleted; DELETE FROM ingest.documents; ALTER TABLE ingest.documents ENABLE TRIGGER documents_deleted");
-    let error = db.expect_error("SELECT ingest.alter_pipeline('p', dimensions => 96)");
-    assert!(error.text().contains("no document"), "{}", error.text());
-    db.run("SELECT ingest.create_pipeline('q', on_success => 'delete'); INSERT INTO ingest.documents (pipeline, key, content) VALUES ('q', 'k', 'A text.')");
-    db.settle();
-    let error =
-        db.expect_error("SELECT ingest.alter_pipeline('q', model => 'ollama/x', dimensions => 3)");
-    assert!(error.text().contains("on_success"), "{}", error.text());
-    db.run("SELECT ingest.alter_pipeline('q', chunk_tokens => 100)");
-}
-
-#[test]
-fn what_comes_in_the_way_later_blocks_the_switch_visibly_and_harms_nothing() {
-    let db = Database::new();
-    let (_old, new) = pipeline(&db, &["a"]);
-    begin(&db, &new, "");
-    db.run("CREATE VIEW public.seen AS SELECT document_key FROM ingest.p_chunks");
-    new.release_answers();
-    wait_until("it is blocked", SOON, || rebuild(&db) == ["blocked 1 1 0"]);
-    let error: String = db.one("SELECT last_error FROM ingest.rebuilds");
-    assert!(
-        error.contains("cannot take the old ones' place") && error.contains("public.seen"),
-        "{error}"
-    );
-    assert!(!db.one::<bool>("SELECT ok FROM ingest.doctor() WHERE \"check\" = 'rebuild of p'"));
-    assert_eq!(found(&db, "Old text of a.").as_deref(), Some("a"));
-    db.run("DROP VIEW public.seen; SELECT ingest.resume('p')");
-    db.settle();
-    assert_eq!(found(&db, "Old text of a.").as_deref(), Some("a"));
-    nothing_left(&db);
-}
-
-#[test]
 fn documents_that_fail_only_anew_wait_for_a_person() {
     let db = Database::new();
     let (_old, new) = pipeline(&db, &["a", "hemlock", "b"]);
@@ -436,28 +230,6 @@ fn documents_that_fail_only_anew_wait_for_a_person() {
         found(&db, "Old text of hemlock.").as_deref(),
         Some("hemlock")
     );
-}
-
-#[test]
-fn a_table_that_hides_rows_from_its_owner_is_not_taken_for_an_empty_one() {
-    let db = Database::new();
-    let (name, mut client) = role(&db);
-    run(
-        &mut client,
-        "SELECT ingest.create_pipeline('mine', target => 'app.docs');
-         INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')",
-    );
-    db.settle();
-    db.run("ALTER TABLE app.docs ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY");
-    let sql = "SELECT ingest.alter_pipeline('mine', chunk_tokens => 100)";
-    assert_eq!(roles::refused(&mut client, sql).code, "42501");
-    db.run("ALTER TABLE app.docs NO FORCE ROW LEVEL SECURITY");
-    run(&mut client, sql);
-    db.settle();
-    assert!(db.one::<bool>("SELECT relrowsecurity FROM pg_class WHERE oid = 'app.docs'::regclass"));
-    run(&mut client, "SELECT ingest.drop_pipeline('mine', true)");
-    drop(client);
-    gone(&db, &name);
 }
 
 #[test]
@@ -630,49 +402,6 @@ fn those_who_change_a_pipeline_at_the_same_time_do_it_one_after_the_other() {
         "96 100"
     );
     nothing_left(&db);
-}
-
-#[test]
-fn an_owner_who_is_no_superuser_can_do_it_all() {
-    let db = Database::new();
-    let (name, mut client) = role(&db);
-    run(
-        &mut client,
-        "SELECT ingest.create_pipeline('mine', target => 'app.docs'); INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')",
-    );
-    db.settle();
-    db.run("SELECT ingest.pause('mine')");
-    run(
-        &mut client,
-        "SELECT ingest.alter_pipeline('mine', chunk_tokens => 100)",
-    );
-    db.run("SELECT ingest.resume('mine')");
-    db.settle();
-    assert!(db.one::<bool>(&format!(
-        "SELECT relowner = '{name}'::regrole FROM pg_class WHERE oid = 'app.docs'::regclass"
-    )));
-    assert_eq!(
-        db.one::<i32>("SELECT chunk_tokens FROM ingest.pipelines"),
-        100
-    );
-    // Nor may others.
-    db.run(&format!(
-        "CREATE ROLE other_{name} LOGIN; GRANT USAGE ON SCHEMA ingest TO other_{name}"
-    ));
-    let mut other = db.connect_as(&format!("other_{name}"));
-    for sql in [
-        "SELECT ingest.cancel_rebuild('mine')",
-        "SELECT ingest.finish_rebuild('mine')",
-        "SELECT ingest.take_place(1)",
-        "SELECT * FROM ingest.swap_statements(1, 1)",
-    ] {
-        assert_eq!(roles::refused(&mut other, sql).code, "42501", "{sql}");
-    }
-    drop(other);
-    run(&mut client, "SELECT ingest.drop_pipeline('mine', true)");
-    drop(client);
-    gone(&db, &name);
-    gone(&db, &format!("other_{name}"));
 }
 
 #[test]

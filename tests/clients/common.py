@@ -3,18 +3,21 @@
 import sys
 import warnings
 
+import psycopg2
+
 warnings.simplefilter("error", UserWarning)  # the vecs client warns of a query without an index
 
 HOME, DATABASE = sys.argv[1:3]
 URL = f"postgresql+psycopg2://postgres@/{DATABASE}?host={HOME}&port=5432"
 
 
+def connect():
+    return psycopg2.connect(host=HOME, port=5432, user="postgres", dbname=DATABASE)
+
+
 def embed(text):
     """A query's vector, as the application would get it."""
-    import psycopg2
-
-    connection = psycopg2.connect(host=HOME, port=5432, user="postgres", dbname=DATABASE)
-    with connection, connection.cursor() as cursor:
+    with connect() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT ingest.embed(%s, 'docs')::real[]", (text,))
         return cursor.fetchone()[0]
 
