@@ -16,8 +16,8 @@ use crate::layout::Layout;
 use crate::owner::ActingAs;
 use crate::{access, reading, settings};
 
-/// The class of the advisory locks on pipelines that are altered; the number is pg_ingest's own.
-const CHANGE_LOCK: i32 = 0x7067_5f69;
+/// The class of the advisory locks on pipelines that are altered or switched; the number is pg_ingest's own.
+pub const CHANGE_LOCK: i32 = 0x7067_5f69;
 
 /// A pipeline as SQL functions need it.
 pub struct Definition {

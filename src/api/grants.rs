@@ -49,8 +49,7 @@ fn revoke_pipeline(pipeline: &str, role: pg_sys::Oid) {
 #[pg_extern(sql = false)]
 fn set_owner(pipeline: &str, owner: pg_sys::Oid) {
     refuse_if_read_only(c"ingest.set_owner()");
-    let definition = Definition::named(pipeline);
-    definition.require_ownership();
+    let definition = Definition::to_change(pipeline);
     require_role(owner);
     if definition.successor().is_some() {
         UserError::new(

@@ -7,6 +7,7 @@ use embedder::EmbedError;
 use injection::Point;
 use pgrx::prelude::*;
 
+use crate::api::definition::CHANGE_LOCK;
 use crate::api::lent;
 use crate::api::targets::{create_indexes, table_name};
 use crate::errors::{OrRaise, UserError};
@@ -32,7 +33,7 @@ pub struct Switcher {
 
 /// What was done about one.
 enum Step {
-    /// Another worker is at it, or a dump is being restored.
+    /// Another worker or somebody else is at it, or a dump is being restored.
     Busy,
     /// Something came in between, or it takes its place in the next step.
     Again,
@@ -216,6 +217,21 @@ fn is_alone() -> bool {
         == Some(true)
 }
 
+/// Whether nobody changes, drops or gives up the pipeline whose place it takes: they have read what there is, and act on it.
+fn is_unchanged(successor: i32) -> bool {
+    Spi::connect_mut(|client| {
+        run(
+            client,
+            "SELECT coalesce(bool_and(pg_try_advisory_xact_lock($1, s.successor_of)), false) FROM ingest.pipeline s WHERE s.pipeline_id = $2",
+            &[CHANGE_LOCK.into(), successor.into()],
+        )?
+        .first()
+        .get_one::<bool>()
+    })
+    .or_raise()
+        == Some(true)
+}
+
 fn build_indexes(successor: i32) -> Step {
     if !is_alone() {
         return Step::Busy;
@@ -237,7 +253,7 @@ fn build_indexes(successor: i32) -> Step {
 }
 
 fn switch(successor: i32) -> Step {
-    if !is_alone() {
+    if !(is_alone() && is_unchanged(successor)) {
         return Step::Busy;
     }
     if !flag("SELECT ingest.hold_for_switch($1)", successor) {
