@@ -2,20 +2,20 @@
 
 use std::io::Write;
 
-use harness::roles::{another, column, gone, refused, role, run};
+use harness::roles::{Role, another, column, forbidden, refused, role, run};
 use harness::*;
 
 /// Two roles, each with a pipeline of its own with two documents, one of them a failure. The second's documents speak of a
 /// secret.
-struct Neighbours {
-    ours: String,
-    theirs: String,
+struct Neighbours<'d> {
     our: postgres::Client,
     their: postgres::Client,
+    ours: Role<'d>,
+    _theirs: Role<'d>,
 }
 
-impl Neighbours {
-    fn new(db: &Database) -> Self {
+impl<'d> Neighbours<'d> {
+    fn new(db: &'d Database<'d>) -> Self {
         let (ours, mut our) = role(db);
         let (theirs, mut their) = another(db, "neighbour");
         run(&mut our, "SELECT ingest.create_pipeline('ours')");
@@ -34,17 +34,10 @@ impl Neighbours {
         }
         db.settle();
         Self {
-            ours,
-            theirs,
             our,
             their,
-        }
-    }
-
-    fn leave(self, db: &Database) {
-        drop((self.our, self.their));
-        for role in [self.ours, self.theirs] {
-            gone(db, &role);
+            ours,
+            _theirs: theirs,
         }
     }
 }
@@ -104,7 +97,7 @@ fn the_quickstart_needs_one_grant() {
     // The table is the role's, also where it lies in a schema in which it may create nothing.
     assert_eq!(
         db.one::<String>("SELECT relowner::regrole::text FROM pg_class WHERE oid = 'ingest.default_chunks'::regclass"),
-        owner
+        &*owner
     );
     run(
         &mut client,
@@ -112,22 +105,18 @@ fn the_quickstart_needs_one_grant() {
     );
     assert_eq!(
         db.one::<String>("SELECT tableowner::text FROM pg_indexes JOIN pg_tables USING (schemaname, tablename) WHERE indexdef LIKE '%hnsw%'"),
-        owner
+        &*owner
     );
-    let error = refused(&mut client, "CREATE TABLE ingest.mine (a int)");
-    assert_eq!(error.code, "42501");
-    let error = refused(
+    forbidden(&mut client, "CREATE TABLE ingest.mine (a int)");
+    forbidden(
         &mut client,
         "SELECT ingest.create_pipeline('other', target => 'ingest.mine')",
     );
-    assert_eq!(error.code, "42501");
     run(&mut client, "SELECT ingest.drop_pipeline('default', true)");
     assert_eq!(
         db.one::<i64>("SELECT count(*) FROM pg_class WHERE relname = 'default_chunks'"),
         0
     );
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
@@ -166,7 +155,6 @@ fn a_role_sees_its_own_pipelines_only() {
         error.text()
     );
     assert!(!error.text().contains("'theirs'"), "{}", error.text());
-    two.leave(&db);
 }
 
 #[test]
@@ -185,7 +173,7 @@ fn what_everybody_may_read_is_guarded() {
 fn a_document_for_somebody_else_is_refused_in_plain_words() {
     let db = Database::new();
     let mut two = Neighbours::new(&db);
-    let ours = two.ours.clone();
+    let ours = two.ours.to_string();
     for sql in [
         "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('theirs', 'k', 'x')",
         "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('ours', 'k', 'x'), ('theirs', 'k', 'x') RETURNING id",
@@ -198,8 +186,7 @@ fn a_document_for_somebody_else_is_refused_in_plain_words() {
         "SELECT * FROM ingest.split('A text.', 'theirs')",
         "SELECT ingest.pipeline_problem('theirs')",
     ] {
-        let error = refused(&mut two.our, sql);
-        assert_eq!(error.code, "42501", "{sql}: {}", error.text());
+        let error = forbidden(&mut two.our, sql);
         assert!(error.message.contains("permission denied for pipeline"), "{sql}: {}", error.text());
         assert!(error.message.contains("theirs"), "{sql}: {}", error.text());
         assert!(
@@ -218,14 +205,13 @@ fn a_document_for_somebody_else_is_refused_in_plain_words() {
     }
     // Nor through the id of one that is known.
     let id: i64 = db.one("SELECT id FROM ingest.documents WHERE key = 'theirs good'");
-    let error = refused(
+    forbidden(
         &mut two.our,
         &format!(
             "INSERT INTO ingest.documents (id, pipeline, key, content) OVERRIDING SYSTEM VALUE VALUES ({id}, 'ours', 'mine', 'x')
              ON CONFLICT (id) DO UPDATE SET content = 'x'"
         ),
     );
-    assert_eq!(error.code, "42501", "{}", error.text());
     for sql in [
         "TRUNCATE ingest.documents",
         "DELETE FROM ingest.failures",
@@ -238,11 +224,10 @@ fn a_document_for_somebody_else_is_refused_in_plain_words() {
         "SELECT ingest.revoke_pipeline('theirs', current_user::regrole)",
         "SELECT ingest.set_owner('theirs', current_user::regrole)",
     ] {
-        assert_eq!(refused(&mut two.our, sql).code, "42501", "{sql}");
+        forbidden(&mut two.our, sql);
     }
     assert_eq!(db.progress_of("theirs").counts(), (2, 1, 0, 1));
     assert_eq!(db.progress_of("ours").counts(), (2, 1, 0, 1));
-    two.leave(&db);
 }
 
 #[test]
@@ -295,7 +280,7 @@ fn a_granted_pipeline_is_used_and_not_owned() {
         "SELECT ingest.grant_pipeline('theirs', 'postgres')",
         "SELECT * FROM ingest.search('a question', 5, 'theirs')",
     ] {
-        assert_eq!(refused(&mut two.our, sql).code, "42501", "{sql}");
+        forbidden(&mut two.our, sql);
     }
     run(
         &mut two.their,
@@ -320,14 +305,13 @@ fn a_granted_pipeline_is_used_and_not_owned() {
             "{relation}"
         );
     }
-    two.leave(&db);
 }
 
 #[test]
 fn what_a_pipeline_sends_with_its_requests_is_its_owners_to_see() {
     let db = Database::new();
-    let (owner, mut client) = role(&db);
-    let (_, mut guest) = another(&db, "guest");
+    let (_owner, mut client) = role(&db);
+    let (_guest, mut guest) = another(&db, "guest");
     run(
         &mut client,
         r#"SELECT ingest.create_pipeline('p', model => 'openai/text-embedding-3-small', api_key => 'vault:openai',
@@ -340,10 +324,6 @@ fn what_a_pipeline_sends_with_its_requests_is_its_owners_to_see() {
     let query = "SELECT format('%s %s %s', base_url, api_key, request) FROM ingest.pipelines";
     assert!(column::<String>(&mut client, query)[0].contains("hush"));
     assert_eq!(column::<String>(&mut guest, query), ["  "]);
-    drop((client, guest));
-    for role in [owner, format!("guest_{}", db.name())] {
-        gone(&db, &role);
-    }
 }
 
 #[test]
@@ -351,7 +331,7 @@ fn a_member_of_the_owning_or_granted_role_counts() {
     let db = Database::new();
     let (team, mut client) = role(&db);
     let (member, mut colleague) = another(&db, "member");
-    let (guests, guests_client) = another(&db, "guests");
+    let (guests, _guests_client) = another(&db, "guests");
     let (guest, mut visitor) = another(&db, "visitor");
     db.run(&format!(
         "GRANT {team} TO {member}; GRANT {guests} TO {guest}"
@@ -390,10 +370,6 @@ fn a_member_of_the_owning_or_granted_role_counts() {
         );
     }
     run(&mut visitor, "SELECT * FROM ingest.doctor()");
-    drop((client, colleague, guests_client, visitor));
-    for role in [team, member, guests, guest] {
-        gone(&db, &role);
-    }
 }
 
 #[test]
@@ -416,7 +392,7 @@ fn a_role_that_may_not_enter_the_schema_gets_nowhere_whatever_default_privileges
         "SELECT ingest.create_pipeline('mine')",
         "INSERT INTO ingest.documents (content) VALUES ('x')",
     ] {
-        assert_eq!(refused(&mut client, sql).code, "42501", "{sql}");
+        forbidden(&mut client, sql);
     }
     // The chunks themselves lie where it may look: row security hides them.
     assert_eq!(
@@ -436,16 +412,14 @@ fn a_role_that_may_not_enter_the_schema_gets_nowhere_whatever_default_privileges
         "SELECT ingest.remove_pipeline(1)",
         "CREATE TABLE ingest.x ()",
     ] {
-        assert_eq!(refused(&mut client, sql).code, "42501", "{sql}");
+        forbidden(&mut client, sql);
     }
-    drop(client);
-    gone(&db, &anon);
 }
 
 #[test]
 fn row_security_is_cheap() {
     let db = Database::new();
-    let (owner, mut client) = role(&db);
+    let (_owner, mut client) = role(&db);
     run(
         &mut client,
         "SELECT ingest.create_pipeline('p'); SELECT ingest.pause('p')",
@@ -468,8 +442,6 @@ fn row_security_is_cheap() {
         );
         assert!(!plan.contains("Seq Scan on documents"), "{query}\n{plan}");
     }
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
@@ -498,5 +470,4 @@ fn copy_and_dump_work_for_those_who_may() {
     let mut dump = db.cluster().program("pg_dump");
     let dump = db.cluster().run(dump.arg(db.name()));
     assert!(dump.contains("theirs good") && dump.contains("ours good"));
-    two.leave(&db);
 }

@@ -297,9 +297,7 @@ fn what_is_said_of_one_document_as_of_a_full_disk_harms_only_it() {
          WHEN (NEW.content LIKE '%hemlock%') EXECUTE FUNCTION public.dislike();
          INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'bad', 'hemlock')",
     );
-    wait_until("it blocks the pipeline", SOON, || {
-        db.progress_of("p").state == "blocked"
-    });
+    db.until_blocked("p");
     db.insert_prose("p", "d", 5, 5);
     // What a person would do; by itself it goes on after 10 seconds.
     let failed = "SELECT count(*) FROM ingest.failures WHERE key = 'bad' AND attempts = 2";

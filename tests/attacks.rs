@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 use harness::remote::MODEL;
-use harness::roles::{another, column, gone, refused, role, run};
+use harness::roles::{Role, another, column, forbidden, pipeline_owner, refused, role, run};
 use harness::*;
 
 /// Words that an attack must not bring to light.
 const SECRETS: [&str; 3] = ["crown jewels", "theirs", "vault:hidden"];
 
 /// A neighbour with a pipeline, documents, a failure, a blocked pipeline and a limit, all of which speak of [`SECRETS`].
-fn neighbour(db: &Database) -> String {
+fn neighbour<'d>(db: &'d Database<'d>) -> Role<'d> {
     let (name, mut client) = another(db, "neighbour");
     run(
         &mut client,
@@ -49,8 +49,8 @@ fn nobody_became_superuser(db: &Database, after: &str) {
 #[test]
 fn nothing_of_a_neighbour_is_shown_by_any_view_or_function() {
     let db = Database::new();
-    let theirs = neighbour(&db);
-    let (ours, mut client) = role(&db);
+    let _theirs = neighbour(&db);
+    let (_ours, mut client) = role(&db);
     run(&mut client, "SELECT ingest.create_pipeline('ours')");
     let queries = [
         "SELECT to_jsonb(d) FROM ingest.documents d",
@@ -97,8 +97,7 @@ fn nothing_of_a_neighbour_is_shown_by_any_view_or_function() {
         "SELECT ingest.load_files('/etc', '*', 'ours')",
         "SELECT ingest.load_files('/etc', '*', 'theirs')",
     ] {
-        let error = refused(&mut client, sql);
-        assert_eq!(error.code, "42501", "{sql}: {}", error.text());
+        let error = forbidden(&mut client, sql);
         assert!(
             !error.text().contains("jewels") && !error.text().contains("vault:hidden"),
             "{sql}: {}",
@@ -114,17 +113,13 @@ fn nothing_of_a_neighbour_is_shown_by_any_view_or_function() {
         assert_eq!(error.code, "42704", "{sql}: {}", error.text());
         assert!(!error.text().contains("theirs"), "{sql}: {}", error.text());
     }
-    drop(client);
-    for role in [ours, theirs] {
-        gone(&db, &role);
-    }
 }
 
 #[test]
 fn a_function_in_a_condition_does_not_see_rows_that_are_left_out() {
     let db = Database::new();
-    let theirs = neighbour(&db);
-    let (ours, mut client) = role(&db);
+    let _theirs = neighbour(&db);
+    let (_ours, mut client) = role(&db);
     run(
         &mut client,
         "CREATE TABLE app.seen (what text);
@@ -172,20 +167,12 @@ fn a_function_in_a_condition_does_not_see_rows_that_are_left_out() {
         db.one::<i64>("SELECT count(*) FROM ingest.documents WHERE content = 'x'"),
         0
     );
-    drop(client);
-    for role in [ours, theirs] {
-        gone(&db, &role);
-    }
 }
 
 #[test]
 fn a_trigger_on_the_target_gets_no_further_than_its_owner() {
     let db = Database::new();
-    let (owner, mut client) = role(&db);
-    run(
-        &mut client,
-        "SELECT ingest.create_pipeline('mine', target => 'app.docs', max_attempts => 1)",
-    );
+    let (_owner, mut client) = pipeline_owner(&db, "max_attempts => 1");
     // The trigger does what the document says.
     run(
         &mut client,
@@ -226,10 +213,7 @@ fn a_trigger_on_the_target_gets_no_further_than_its_owner() {
             "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', $1, $2)",
             &[&number.to_string(), attack],
         );
-        wait_until(attack, SOON, || {
-            let progress = db.progress_of("mine");
-            progress.pending + progress.in_flight == 0 || progress.state == "blocked"
-        });
+        wait_until(attack, SOON, || db.progress_of("mine").tried());
         nobody_became_superuser(&db, attack);
         // One that is refused for want of a right looks like a target that may not be written.
         db.run("DELETE FROM ingest.documents; SELECT ingest.resume('mine')");
@@ -250,19 +234,13 @@ fn a_trigger_on_the_target_gets_no_further_than_its_owner() {
     );
     assert!(db.one::<bool>("SELECT ingest.wait('mine', '60 s')"));
     assert_eq!(db.progress_of("mine").counts(), (1, 1, 0, 0));
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
 fn rules_and_views_in_place_of_the_target_lend_nothing() {
     let db = Database::new();
-    let (owner, mut client) = role(&db);
+    let (owner, mut client) = pipeline_owner(&db, "max_attempts => 1");
     db.run("CREATE TABLE public.hidden (n int); INSERT INTO public.hidden VALUES (1)");
-    run(
-        &mut client,
-        "SELECT ingest.create_pipeline('mine', target => 'app.docs', max_attempts => 1)",
-    );
     run(
         &mut client,
         "CREATE VIEW app.looks AS SELECT * FROM app.docs",
@@ -279,14 +257,9 @@ fn rules_and_views_in_place_of_the_target_lend_nothing() {
          CREATE RULE steal AS ON DELETE TO app.docs DO ALSO INSERT INTO app.who SELECT n::text FROM public.hidden",
     );
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')");
-    wait_until("it has been tried", SOON, || {
-        let progress = db.progress_of("mine");
-        progress.pending + progress.in_flight == 0 || progress.state == "blocked"
-    });
+    wait_until("it has been tried", SOON, || db.progress_of("mine").tried());
     let acting = db.all::<String>("SELECT DISTINCT acting_role FROM app.who");
-    assert!(acting.is_empty() || acting == [owner.clone()], "{acting:?}");
-    drop(client);
-    gone(&db, &owner);
+    assert!(acting.is_empty() || acting == [&*owner], "{acting:?}");
 }
 
 #[test]
@@ -382,14 +355,12 @@ fn what_shadows_names_operators_and_casts_is_not_taken() {
         nobody_became_superuser(&db, sql);
     }
     run(&mut client, "SELECT ingest.drop_pipeline('mine', true)");
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
 fn a_key_goes_nowhere_but_to_its_provider() {
     let db = Database::new();
-    let (owner, mut client) = role(&db);
+    let (_owner, mut client) = role(&db);
     for url in [
         "https://evil.example/v1",
         "https://api.openai.com@evil.example/v1",
@@ -431,6 +402,4 @@ fn a_key_goes_nowhere_but_to_its_provider() {
         let error = ServerError::from(made.expect_err(&request));
         assert_eq!(error.code, "22023", "{request}: {}", error.text());
     }
-    drop(client);
-    gone(&db, &owner);
 }

@@ -242,9 +242,7 @@ fn a_dropped_target_blocks_its_pipeline_and_fails_nothing() {
     db.settle();
     db.run("DROP TABLE ingest.doomed_chunks");
     db.run("INSERT INTO ingest.documents (pipeline, key, content) SELECT 'doomed', 'k' || n, 'Text ' || n FROM generate_series(1, 5) n");
-    wait_until("the pipeline is blocked", SOON, || {
-        db.progress_of("doomed").state == "blocked"
-    });
+    db.until_blocked("doomed");
     wait_until("its documents are given back", SOON, || {
         db.progress_of("doomed").in_flight == 0
     });
@@ -365,10 +363,7 @@ fn a_corrupt_model_blocks_its_pipeline_and_kills_nobody() {
 }
 
 fn blocked(db: &Database, pipeline: &str, model: &Path) {
-    wait_until("the pipeline is blocked", SOON, || {
-        db.progress_of(pipeline).state == "blocked"
-    });
-    let progress = db.progress_of(pipeline);
+    let progress = db.until_blocked(pipeline);
     assert_eq!(progress.failed, 0);
     let message = progress.last_error.expect("a blocked pipeline says why");
     let name = model

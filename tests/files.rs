@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use harness::roles::{another, forbidden, run};
 use harness::*;
 
 const HTML: &[u8] = b"<!DOCTYPE html><html><head><title>Lanterns</title><style>p {color: red}</style><script>alert(1)</script></head>
@@ -194,13 +195,8 @@ fn what_is_no_directory_is_refused() {
 fn only_those_who_may_read_server_files_load_them() {
     let db = Database::with_pipeline();
     let tree = tree(&db);
-    let role = format!("loader_{}", db.name());
-    db.run(&format!(
-        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA ingest TO {role}"
-    ));
-    let mut client = db.connect_as(&role);
-    let error = ServerError::from(client.batch_execute(&load(&tree, "")).expect_err("refused"));
-    assert_eq!(error.code, "42501");
+    let (role, mut client) = another(&db, "loader");
+    let error = forbidden(&mut client, &load(&tree, ""));
     assert!(
         error
             .detail
@@ -209,15 +205,11 @@ fn only_those_who_may_read_server_files_load_them() {
     assert!(error.hint.is_some());
     assert_eq!(keys(&db), Vec::<String>::new());
     db.run(&format!("GRANT pg_read_server_files TO {role}"));
-    let error = ServerError::from(client.batch_execute(&load(&tree, "")).expect_err("refused"));
-    assert_eq!(error.code, "42501", "another's pipeline: {error:?}");
+    // Not into another's pipeline.
+    forbidden(&mut client, &load(&tree, ""));
     db.run(&format!("UPDATE ingest.pipeline SET owner = '{role}'"));
-    client
-        .batch_execute(&load(&tree, ""))
-        .unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
+    run(&mut client, &load(&tree, ""));
     assert_eq!(keys(&db).len(), 5);
-    drop(client);
-    db.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }
 
 #[test]

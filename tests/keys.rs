@@ -3,7 +3,7 @@
 
 use fake_api::FakeApi;
 use harness::remote::{KEY, MODEL, OTHER_KEY, behaviour};
-use harness::roles::{gone, refused, role, run};
+use harness::roles::{forbidden, role, run};
 use harness::*;
 
 /// What Supabase Vault looks like to a reader, without its encryption.
@@ -71,8 +71,6 @@ fn a_secret_of_vault_serves_whoever_can_read_it() {
     db.run(&format!("UPDATE vault.secrets SET secret = '{KEY}'"));
     api.accept_key(KEY);
     run(&mut client, "SELECT ingest.embed('a question', 'mine')");
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
@@ -81,15 +79,14 @@ fn everybody_s_pipelines_go_to_allowed_hosts_only() {
     let cluster = Cluster::start(&[]);
     let key = cluster.write_key(KEY);
     let db = Database::new_in(&cluster);
-    let (owner, mut client) = role(&db);
+    let (_owner, mut client) = role(&db);
     let url = api.openai_url();
     let host = url
         .trim_start_matches("http://")
         .trim_end_matches("/v1")
         .to_owned();
 
-    let error = refused(&mut client, &create(&url, "vault:openai", ""));
-    assert_eq!(error.code, "42501");
+    let error = forbidden(&mut client, &create(&url, "vault:openai", ""));
     assert!(
         error
             .text()
@@ -98,13 +95,12 @@ fn everybody_s_pipelines_go_to_allowed_hosts_only() {
         error.text()
     );
     // Not even without a key: documents would leave.
-    let error = refused(
+    forbidden(
         &mut client,
         &format!(
             "SELECT ingest.create_pipeline('mine', model => 'ollama/x', dimensions => 8, base_url => '{url}', target => 'app.docs')"
         ),
     );
-    assert_eq!(error.code, "42501");
 
     cluster.reload(&[("pg_ingest.allowed_hosts", &host)]);
     wait_until("the host is allowed", SOON, || {
@@ -112,11 +108,10 @@ fn everybody_s_pipelines_go_to_allowed_hosts_only() {
     });
     run(&mut client, &insert("a"));
     db.settle();
-    let error = refused(
+    forbidden(
         &mut client,
         "SELECT ingest.alter_pipeline('mine', base_url => 'http://169.254.169.254/v1')",
     );
-    assert_eq!(error.code, "42501");
 
     let error = db.expect_error("ALTER SYSTEM SET pg_ingest.allowed_hosts = 'https://x'");
     assert_eq!(error.code, "22023", "{}", error.text());
@@ -139,13 +134,10 @@ fn everybody_s_pipelines_go_to_allowed_hosts_only() {
     db.settle();
     assert_eq!(db.progress_of("mine").counts(), (2, 2, 0, 0));
     // And the owner may not use that for another place.
-    let error = refused(
+    forbidden(
         &mut client,
         "SELECT ingest.alter_pipeline('mine', base_url => 'http://127.0.0.1:1/v1')",
     );
-    assert_eq!(error.code, "42501");
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
@@ -160,8 +152,7 @@ fn a_key_of_the_server_is_not_for_everybody() {
         )
     };
     for key in ["env:PATH", key.as_str()] {
-        let error = refused(&mut client, &at_openai(key));
-        assert_eq!(error.code, "42501", "{key}: {}", error.text());
+        let error = forbidden(&mut client, &at_openai(key));
         assert!(
             error.text().contains("may not use the key"),
             "{}",
@@ -179,8 +170,6 @@ fn a_key_of_the_server_is_not_for_everybody() {
     wait_until("the administrator has allowed the host", SOON, || {
         client.batch_execute(&at_openai("env:PATH")).is_ok()
     });
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]

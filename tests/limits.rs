@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fake_api::{Behaviour, FakeApi, Fault, Latency, Limits};
-use harness::roles::{gone, refused, role, run};
+use harness::roles::{another, forbidden, role, run};
 use harness::*;
 
 /// An API that keeps these limits by the minute and by the second.
@@ -429,12 +429,9 @@ fn a_count_that_no_tokenizer_makes_is_not_believed() {
 #[test]
 fn a_limit_is_its_owner_s_or_everybody_s_when_a_superuser_has_set_it() {
     let db = Database::new();
-    let (owner, mut client) = role(&db);
-    let other = format!("{owner}_other");
-    db.run(&format!(
-        "CREATE ROLE {other} LOGIN; GRANT USAGE ON SCHEMA ingest TO {other}; GRANT CREATE ON SCHEMA app TO {other}; GRANT USAGE ON SCHEMA app TO {other}"
-    ));
-    let mut stranger = db.connect_as(&other);
+    let (_owner, mut client) = role(&db);
+    let (other, mut stranger) = another(&db, "other");
+    db.run(&format!("GRANT CREATE, USAGE ON SCHEMA app TO {other}"));
     let create = |limit: &str, target: &str| {
         format!(
             "SELECT ingest.create_pipeline('{target}', model => '{}', api_key => 'vault:x', limits => '{limit}', target => 'app.{target}')",
@@ -452,21 +449,15 @@ fn a_limit_is_its_owner_s_or_everybody_s_when_a_superuser_has_set_it() {
         "SELECT ingest.drop_limit('openai-tier-3')",
         &create("openai-tier-3", "theirs"),
     ] {
-        let error = refused(&mut stranger, sql);
-        assert_eq!(error.code, "42501", "{sql}: {}", error.text());
+        forbidden(&mut stranger, sql);
     }
     // A superuser takes it over, for everybody.
     db.run("SELECT ingest.set_limit('openai-tier-3', rpm => 5000)");
     run(&mut stranger, &create("openai-tier-3", "theirs"));
-    let error = refused(
+    forbidden(
         &mut client,
         "SELECT ingest.set_limit('openai-tier-3', rpm => 9000)",
     );
-    assert_eq!(error.code, "42501");
-    drop((client, stranger));
-    gone(&db, &owner);
-    gone(&db, &other);
-    db.run(&format!("DROP ROLE {other}"));
 }
 
 #[test]
@@ -597,8 +588,7 @@ fn a_pipeline_whose_target_is_gone_sends_nothing() {
     db.run("DROP TABLE public.gone");
     db.insert_prose("default", "d", 50, 20);
     let blocked = |db: &Database| {
-        wait_until("it is blocked", SOON, || db.progress().state == "blocked");
-        let error = db.progress().last_error;
+        let error = db.until_blocked("default").last_error;
         assert!(error.is_some_and(|e| e.contains("was dropped")));
     };
     blocked(&db);

@@ -1,6 +1,6 @@
 //! Promise: a pipeline outlives its owner, and is handed over when somebody says so.
 
-use harness::roles::{another, column, gone, refused, role, run};
+use harness::roles::{another, column, forbidden, refused, role, run};
 use harness::*;
 
 #[test]
@@ -14,10 +14,7 @@ fn a_pipeline_that_lost_its_owner_goes_on_under_another() {
         "REASSIGN OWNED BY {owner} TO {heir}; DROP OWNED BY {owner}; DROP ROLE {owner}"
     ));
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'k', 'A text.')");
-    wait_until("the pipeline is blocked", SOON, || {
-        db.progress_of("p").state == "blocked"
-    });
-    let said = db.progress_of("p").last_error.unwrap_or_default();
+    let said = db.until_blocked("p").last_error.unwrap_or_default();
     assert!(said.contains("SELECT ingest.set_owner('p', "), "{said}");
     assert_eq!(
         refused(
@@ -31,8 +28,6 @@ fn a_pipeline_that_lost_its_owner_goes_on_under_another() {
     run(&mut next, "SELECT ingest.resume('p')");
     run(&mut next, "SELECT ingest.wait('p', '60 s')");
     assert_eq!(db.progress_of("p").counts(), (1, 1, 0, 0));
-    drop(next);
-    gone(&db, &heir);
 }
 
 #[test]
@@ -41,11 +36,10 @@ fn an_owner_hands_its_pipeline_over_with_its_target() {
     let (owner, mut client) = role(&db);
     let (heir, mut next) = another(&db, "heir");
     run(&mut client, "SELECT ingest.create_pipeline('p')");
-    let error = refused(
+    let error = forbidden(
         &mut client,
         &format!("SELECT ingest.set_owner('p', '{heir}')"),
     );
-    assert_eq!(error.code, "42501");
     assert!(
         error.message.contains("must be a member"),
         "{}",
@@ -65,10 +59,6 @@ fn an_owner_hands_its_pipeline_over_with_its_target() {
         column::<i64>(&mut next, "SELECT count(*) FROM ingest.p_chunks"),
         [1]
     );
-    drop((client, next));
-    for role in [owner, heir] {
-        gone(&db, &role);
-    }
 }
 
 #[test]

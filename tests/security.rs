@@ -1,17 +1,13 @@
 //! Promise: the worker lends nobody its rights, no function can be led astray by a `search_path`, and every object says what
 //! it is.
 
-use harness::roles::{gone, refused, role, run};
+use harness::roles::{another, column, forbidden, pipeline_owner, role, run};
 use harness::*;
 
 #[test]
 fn the_target_is_written_as_the_pipelines_owner() {
     let db = Database::new();
-    let (owner, mut client) = role(&db);
-    run(
-        &mut client,
-        "SELECT ingest.create_pipeline('mine', target => 'app.docs', max_attempts => 1, index => 'immediate')",
-    );
+    let (owner, mut client) = pipeline_owner(&db, "max_attempts => 1, index => 'immediate'");
     assert!(db.one::<bool>(&format!(
         "SELECT owner::text = '{owner}' FROM ingest.pipelines"
     )));
@@ -68,10 +64,7 @@ fn the_target_is_written_as_the_pipelines_owner() {
             ),
         );
         db.run("SELECT ingest.resume('mine')");
-        wait_until("it is refused", SOON, || {
-            let progress = db.progress_of("mine");
-            progress.failed == 1 || progress.state == "blocked"
-        });
+        wait_until("it is refused", SOON, || db.progress_of("mine").tried());
         assert_eq!(
             db.one::<i64>(&format!(
                 "SELECT count(*) FROM app.docs WHERE document_key = '{key}'"
@@ -89,22 +82,16 @@ fn the_target_is_written_as_the_pipelines_owner() {
         "UPDATE ingest.documents SET metadata = '{\"a\": 1}' WHERE key = 'good'; DELETE FROM ingest.documents WHERE key = 'fine'",
     );
     let acting = || db.all::<String>("SELECT DISTINCT acting_role FROM app.who");
-    assert_eq!(acting(), std::slice::from_ref(&owner));
+    assert_eq!(acting(), [&*owner]);
     // A trigger of the owner runs as the owner also when a superuser deletes the document.
     db.run("DELETE FROM ingest.documents WHERE key = 'good'");
-    assert_eq!(acting(), std::slice::from_ref(&owner));
-    drop(client);
-    gone(&db, &owner);
+    assert_eq!(acting(), [&*owner]);
 }
 
 #[test]
 fn a_forbidden_action_harms_only_its_document() {
     let db = Database::new();
-    let (owner, mut client) = role(&db);
-    run(
-        &mut client,
-        "SELECT ingest.create_pipeline('mine', target => 'app.docs', max_attempts => 1)",
-    );
+    let (_owner, mut client) = pipeline_owner(&db, "max_attempts => 1");
     run(
         &mut client,
         "CREATE FUNCTION app.note() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -138,14 +125,12 @@ fn a_forbidden_action_harms_only_its_document() {
     );
     assert!(db.one::<bool>("SELECT ingest.wait('mine', '20 s')"));
     assert_eq!(db.progress_of("mine").counts(), (11, 10, 0, 1));
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
 fn a_pipeline_obeys_its_owner_only() {
     let db = Database::with_pipeline();
-    let (owner, mut client) = role(&db);
+    let (_owner, mut client) = role(&db);
     db.run(&texts::insert_passages());
     db.settle();
     for sql in [
@@ -168,12 +153,7 @@ fn a_pipeline_obeys_its_owner_only() {
         "SELECT ingest.replace_metadata(1, ARRAY['keys.md'], ARRAY['{}'::jsonb])",
         "SELECT ingest.stage_files('default', ARRAY['k'], ARRAY['x'], ARRAY['{}'::jsonb], ARRAY[NULL])",
     ] {
-        let error = client.batch_execute(sql).err().map(ServerError::from);
-        assert_eq!(
-            error.as_ref().map(|error| error.code.as_str()),
-            Some("42501"),
-            "{sql}: {error:?}"
-        );
+        forbidden(&mut client, sql);
     }
     assert_eq!(db.progress().counts(), (8, 8, 0, 0));
     // Its own it can do all this with.
@@ -198,40 +178,26 @@ fn a_pipeline_obeys_its_owner_only() {
         "SELECT * FROM ingest.progress; SELECT * FROM ingest.doctor(); SELECT ingest.retry('mine')",
     );
     run(&mut client, "SELECT ingest.drop_pipeline('mine', true)");
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
 fn a_waiting_role_needs_no_right_to_the_tables() {
     let db = Database::with_pipeline();
-    let role = format!("waiter_{}", db.name());
-    db.run(&format!(
-        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA ingest TO {role}"
-    ));
+    let (_waiter, mut client) = another(&db, "waiter");
     db.run("SELECT ingest.pause('default'); INSERT INTO ingest.documents (key, content) VALUES ('k', 'A text.')");
-    let mut client = db.connect_as(&role);
     run(&mut client, "SELECT ingest.wait(timeout => '1 s')");
-    drop(client);
-    gone(&db, &role);
 }
 
 #[test]
 fn an_owner_that_is_dropped_blocks_its_pipeline() {
     let db = Database::with_pipeline();
-    let (owner, mut client) = role(&db);
-    run(
-        &mut client,
-        "SELECT ingest.create_pipeline('mine', target => 'app.docs')",
-    );
+    let (owner, client) = pipeline_owner(&db, "");
     drop(client);
     db.run(&format!(
         "REASSIGN OWNED BY {owner} TO postgres; DROP OWNED BY {owner}; DROP ROLE {owner}"
     ));
     db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('mine', 'k', 'A text.')");
-    wait_until("the pipeline is blocked", SOON, || {
-        db.progress_of("mine").state == "blocked"
-    });
+    db.until_blocked("mine");
     db.run(&texts::insert_passages());
     wait_until("the other goes on", SOON, || db.progress().embedded == 8);
     db.run("SELECT ingest.drop_pipeline('mine')");
@@ -408,10 +374,7 @@ fn a_target_that_its_owner_may_not_write_any_more_blocks_and_fails_nothing() {
         "INSERT INTO ingest.documents (pipeline, key, content)
          SELECT 'mine', 'k' || n, 'Text number ' || n FROM generate_series(1, 5) n",
     );
-    wait_until("the pipeline is blocked", SOON, || {
-        db.progress_of("mine").state == "blocked"
-    });
-    let progress = db.progress_of("mine");
+    let progress = db.until_blocked("mine");
     assert_eq!(progress.counts(), (5, 0, 5, 0));
     assert!(
         progress
@@ -424,14 +387,12 @@ fn a_target_that_its_owner_may_not_write_any_more_blocks_and_fails_nothing() {
     run(&mut client, "SELECT ingest.resume('mine')");
     db.settle();
     assert_eq!(db.progress_of("mine").counts(), (5, 5, 0, 0));
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
 fn trigger_functions_serve_their_own_tables_only() {
     let db = Database::with_pipeline();
-    let (owner, mut client) = role(&db);
+    let (_owner, mut client) = role(&db);
     run(
         &mut client,
         "CREATE TABLE app.forged (id bigint, pipeline text, key text, content text, metadata jsonb)",
@@ -450,26 +411,20 @@ fn trigger_functions_serve_their_own_tables_only() {
             "" => String::new(),
             tables => format!("REFERENCING {tables}"),
         };
-        let error = client
-            .batch_execute(&format!(
+        forbidden(
+            &mut client,
+            &format!(
                 "CREATE TRIGGER forged AFTER {event} ON app.forged {referencing}
                  FOR EACH STATEMENT EXECUTE FUNCTION ingest.{function}()"
-            ))
-            .expect_err("the trigger is refused");
-        assert_eq!(ServerError::from(error).code, "42501", "{function}");
+            ),
+        );
     }
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
 fn a_trigger_on_the_target_cannot_change_the_workers_session() {
     let db = Database::with_pipeline();
-    let (owner, mut client) = role(&db);
-    run(
-        &mut client,
-        "SELECT ingest.create_pipeline('mine', target => 'app.docs')",
-    );
+    let (_owner, mut client) = pipeline_owner(&db, "");
     run(
         &mut client,
         "CREATE FUNCTION app.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS
@@ -492,40 +447,25 @@ fn a_trigger_on_the_target_cannot_change_the_workers_session() {
     db.run(&texts::insert_passages());
     db.settle();
     assert_eq!(db.progress().counts(), (8, 8, 0, 0));
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
 fn only_the_owner_has_failures_tried_again() {
     let db = Database::with_pipeline();
-    let (owner, mut client) = role(&db);
+    let (_owner, mut client) = role(&db);
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('bad', '')");
     db.settle();
     db.run("SELECT ingest.pause('default')");
-    let error = client
-        .batch_execute("SELECT ingest.retry('default')")
-        .expect_err("it is refused");
-    assert_eq!(ServerError::from(error).code, "42501");
-    let queued: i64 = client
-        .query_one("SELECT ingest.retry()", &[])
-        .expect("retry()")
-        .get(0);
-    assert_eq!(queued, 0);
+    forbidden(&mut client, "SELECT ingest.retry('default')");
+    assert_eq!(column::<i64>(&mut client, "SELECT ingest.retry()"), [0]);
     assert_eq!(db.progress().counts(), (1, 0, 0, 1));
     assert_eq!(db.one::<i64>("SELECT ingest.retry()"), 1);
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
 fn deferred_triggers_run_as_the_owner_too() {
     let db = Database::new();
-    let (owner, mut client) = role(&db);
-    run(
-        &mut client,
-        "SELECT ingest.create_pipeline('mine', target => 'app.docs')",
-    );
+    let (owner, mut client) = pipeline_owner(&db, "");
     run(
         &mut client,
         "CREATE TABLE app.who (what text, acting_role text);
@@ -542,8 +482,6 @@ fn deferred_triggers_run_as_the_owner_too() {
         db.all::<String>("SELECT DISTINCT what || ' ' || acting_role FROM app.who ORDER BY 1"),
         ["DELETE", "INSERT", "UPDATE"].map(|what| format!("{what} {owner}"))
     );
-    drop(client);
-    gone(&db, &owner);
 }
 
 #[test]
@@ -558,14 +496,11 @@ fn a_query_is_paid_by_the_owner_and_so_for_those_who_may_read_the_chunks() {
         "SELECT ingest.pipeline_named('default')",
         "SELECT * FROM ingest.estimate('default')",
     ] {
-        let error = refused(&mut client, sql);
-        assert_eq!(error.code, "42501", "{sql}: {}", error.text());
+        forbidden(&mut client, sql);
     }
     db.run(&format!("GRANT SELECT ON ingest.default_chunks TO {owner}"));
     run(
         &mut client,
         "SELECT ingest.embed('a question'); SELECT * FROM ingest.search('a question'); SELECT * FROM ingest.estimate()",
     );
-    drop(client);
-    gone(&db, &owner);
 }

@@ -385,10 +385,7 @@ fn a_key_that_is_not_there_yet_blocks_until_it_is() {
         "max_attempts => 1",
     );
     db.insert_prose("late", "d", 10, 5);
-    wait_until("the pipeline is blocked", SOON, || {
-        db.progress_of("late").state == "blocked"
-    });
-    let progress = db.progress_of("late");
+    let progress = db.until_blocked("late");
     assert_eq!(progress.counts(), (10, 0, 10, 0));
     let error = progress.last_error.expect("it says why");
     assert!(
@@ -482,10 +479,7 @@ fn a_redirect_is_not_followed() {
     api.on_request(move |_| Some(Fault::redirect(&target)));
     db.create_remote_pipeline("p", &api, "max_attempts => 1");
     db.insert_prose("p", "d", 3, 5);
-    wait_until("the pipeline is blocked", SOON, || {
-        db.progress_of("p").state == "blocked"
-    });
-    let error = db.progress_of("p").last_error.expect("it says why");
+    let error = db.until_blocked("p").last_error.expect("it says why");
     assert!(
         error.contains("redirect") && error.contains("base_url"),
         "{error}"

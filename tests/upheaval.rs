@@ -44,10 +44,7 @@ fn swiftly(db: &Database, sql: &str) {
 /// Waits until a pipeline says that somebody must act.
 #[track_caller]
 fn blocked(db: &Database, words: &str) {
-    wait_until("the pipeline is blocked", SOON, || {
-        db.progress_of("p").state == "blocked"
-    });
-    let progress = db.progress_of("p");
+    let progress = db.until_blocked("p");
     let told = progress.last_error.unwrap_or_default();
     assert!(told.contains(words), "{told}");
     assert_eq!(progress.failed, 0, "a document failed that is not at fault");

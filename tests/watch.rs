@@ -5,7 +5,7 @@ use std::io::Write;
 
 use harness::flight::counted;
 use harness::remote::api;
-use harness::roles::{gone, refused, role, run};
+use harness::roles::{refused, role, run};
 use harness::*;
 
 /// A database with a table of articles and a pipeline at a fake API.
@@ -532,6 +532,4 @@ fn content_is_read_with_the_rights_of_the_pipelines_owner() {
     db.settle();
     assert_eq!(there(), [mine]);
     assert_eq!(db.progress_of("p").counts(), (1, 1, 0, 0));
-    drop(client);
-    gone(&db, &owner);
 }

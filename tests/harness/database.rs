@@ -315,6 +315,15 @@ impl<'c> Database<'c> {
         );
     }
 
+    /// Waits until a pipeline is blocked; returns its row then.
+    #[track_caller]
+    pub fn until_blocked(&self, pipeline: &str) -> Progress {
+        wait_until(&format!("pipeline {pipeline} is blocked"), SOON, || {
+            self.progress_of(pipeline).state == "blocked"
+        });
+        self.progress_of(pipeline)
+    }
+
     /// The rows of a query as JSON, for messages.
     #[track_caller]
     pub fn rows_as_text(&self, sql: &str) -> Vec<String> {
@@ -370,6 +379,11 @@ impl Progress {
             tokens: row.get(9),
             last_error: row.get(10),
         }
+    }
+
+    /// Whether all documents have been tried: none is pending, or the pipeline is blocked.
+    pub fn tried(&self) -> bool {
+        self.pending + self.in_flight == 0 || self.state == "blocked"
     }
 
     /// `(documents, embedded, pending + in_flight, failed)`.
