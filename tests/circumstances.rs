@@ -244,12 +244,9 @@ fn without_a_free_worker_process_the_server_says_so_once_and_goes_on_when_there_
         second.insert_prose("docs", &format!("r{round} "), 1, 20);
     }
     wait_until("the log says so", SOON, || logged(&cluster, words) > 0);
-    let (config, notices) = connect_options(&cluster, second.name());
-    let mut client = config.connect(postgres::NoTls).expect("a connection");
-    client
-        .batch_execute("SELECT ingest.wait(timeout => '1 s')")
-        .expect("wait returns");
-    let notices = notices.lock().expect("notices").clone();
+    let (done, notices) =
+        second.one_with_notices::<bool>("", "SELECT ingest.wait(timeout => '1 s')");
+    assert!(!done);
     assert!(
         notices.len() == 1 && notices[0].contains("nobody embeds now: pipeline docs is blocked"),
         "{notices:?}"

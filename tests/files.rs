@@ -49,14 +49,9 @@ fn keys(db: &Database) -> Vec<String> {
 fn a_tree_is_loaded_with_relative_paths_as_keys() {
     let db = Database::with_pipeline();
     let tree = tree(&db);
-    let (config, notices) = connect_options(db.cluster(), db.name());
-    let mut client = config.connect(postgres::NoTls).expect("a connection");
-    let loaded: i64 = client
-        .query_one(&load(&tree, ""), &[])
-        .expect("load_files")
-        .get(0);
+    let (loaded, notices) = db.one_with_notices::<i64>("", &load(&tree, ""));
     assert_eq!(loaded, 5);
-    let notices = notices.lock().expect("notices").join("\n");
+    let notices = notices.join("\n");
     assert!(notices.contains("2 files are not text"), "{notices}");
     assert!(
         notices.contains("picture.png") && notices.contains("program"),
@@ -162,17 +157,9 @@ fn a_second_load_embeds_only_what_changed() {
 fn an_empty_directory_is_no_error() {
     let db = Database::with_pipeline();
     let empty = db.cluster().directory(&format!("empty-{}", db.name()), &[]);
-    let (config, notices) = connect_options(db.cluster(), db.name());
-    let mut client = config.connect(postgres::NoTls).expect("a connection");
-    let loaded: i64 = client
-        .query_one(&load(&empty, ""), &[])
-        .expect("load_files")
-        .get(0);
+    let (loaded, notices) = db.one_with_notices::<i64>("", &load(&empty, ""));
     assert_eq!(loaded, 0);
-    assert!(
-        !notices.lock().expect("notices").is_empty(),
-        "nothing is said"
-    );
+    assert!(!notices.is_empty(), "nothing is said");
 }
 
 #[test]

@@ -354,17 +354,30 @@ fn a_paused_pipeline_waits_and_another_does_not() {
 fn waiting_for_a_paused_pipeline_warns() {
     let db = Database::with_pipeline();
     db.run("SELECT ingest.pause('default'); INSERT INTO ingest.documents (key, content) VALUES ('k', 'A text.')");
-    let (config, notices) = connect_options(db.cluster(), db.name());
-    let mut client = config.connect(postgres::NoTls).expect("a connection");
-    client
-        .batch_execute("SELECT ingest.wait(timeout => '2 s')")
-        .expect("wait returns");
-    let notices = notices.lock().expect("notices");
+    let (done, notices) = db.one_with_notices::<bool>("", "SELECT ingest.wait(timeout => '2 s')");
+    assert!(!done);
     assert!(
         notices
             .iter()
             .any(|notice| notice.starts_with("WARNING") && notice.contains("default is paused")),
         "{notices:?}"
+    );
+}
+
+#[test]
+fn a_transaction_does_not_wait_for_what_it_has_queued_itself() {
+    let db = Database::with_pipeline();
+    let insert = "INSERT INTO ingest.documents (key, content) VALUES ('k', 'A text.')";
+    let wait = "SELECT ingest.wait()";
+    let (done, notices) = db.one_with_notices::<bool>(&format!("BEGIN; {insert}"), wait);
+    assert!(!done);
+    assert!(
+        notices.len() == 1 && notices[0].contains("embedded after it commits"),
+        "{notices:?}"
+    );
+    assert_eq!(
+        db.one_with_notices::<bool>(&format!("BEGIN; {insert}; COMMIT; BEGIN"), wait),
+        (true, vec![])
     );
 }
 

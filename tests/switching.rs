@@ -2,15 +2,17 @@
 //! harms nothing.
 
 use harness::rebuild::*;
+use harness::roles::{column, run};
 use harness::*;
 
-/// A pipeline `p` whose worker stands just before the commit of a switch; `then` is called in another session, which has to
-/// wait, before the worker goes on. What it returned.
+/// A pipeline `p` whose worker stands just before the commit of a switch; `act` is called in another session, which has to
+/// wait, before the worker goes on. `see` is given what it returned.
 fn in_the_moment<T: Send>(
-    then: impl FnOnce(&mut postgres::Client) -> T + Send,
-) -> (Database<'static>, T) {
-    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start_injecting(&[])));
-    let db = Database::new_in(cluster);
+    act: impl FnOnce(&mut postgres::Client) -> T + Send,
+    see: impl FnOnce(&Database, T),
+) {
+    let cluster = Cluster::start_injecting(&[]);
+    let db = Database::new_in(&cluster);
     let (_old, new) = pipeline(&db, &["a", "b"]);
     begin(&db, &new, ", dimensions => 96");
     let mut reader = db.connect();
@@ -32,7 +34,7 @@ fn in_the_moment<T: Send>(
         .expect("a row")
         .get(0);
     let returned = std::thread::scope(|scope| {
-        let other = scope.spawn(move || then(&mut client));
+        let other = scope.spawn(move || act(&mut client));
         wait_until("it waits", SOON, || {
             db.one::<bool>(&format!(
                 "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = {pid} AND NOT granted)"
@@ -41,35 +43,41 @@ fn in_the_moment<T: Send>(
         db.run("SELECT ingest.inject('before_commit', 'pass')");
         other.join().expect("it succeeds")
     });
-    (db, returned)
+    see(&db, returned);
 }
 
 #[test]
 fn a_rebuild_that_is_just_taking_its_place_cannot_be_given_up() {
-    let (db, given_up) = in_the_moment(|client| {
-        client
-            .query_one("SELECT ingest.cancel_rebuild('p')", &[])
-            .expect("an answer")
-            .get::<_, bool>(0)
-    });
-    assert!(!given_up);
-    finds(&db, "Old text of a.", "a");
-    assert_eq!(db.one::<i32>("SELECT dimensions FROM ingest.pipelines"), 96);
-    nothing_left(&db);
+    in_the_moment(
+        |client| column::<bool>(client, "SELECT ingest.cancel_rebuild('p')"),
+        |db, given_up| {
+            assert_eq!(given_up, [false]);
+            finds(db, "Old text of a.", "a");
+            assert_eq!(db.one::<i32>("SELECT dimensions FROM ingest.pipelines"), 96);
+            nothing_left(db);
+        },
+    );
 }
 
 #[test]
 fn a_pipeline_that_is_altered_while_it_is_switched_is_altered_after_that() {
-    let (db, ()) = in_the_moment(|client| {
-        client
-            .batch_execute("SELECT ingest.alter_pipeline('p', chunk_tokens => 100)")
-            .expect("it is altered");
-    });
-    db.settle();
-    assert_eq!(
-        db.one::<String>("SELECT concat_ws(' ', dimensions, chunk_tokens) FROM ingest.pipelines"),
-        "96 100"
+    in_the_moment(
+        |client| {
+            run(
+                client,
+                "SELECT ingest.alter_pipeline('p', chunk_tokens => 100)",
+            )
+        },
+        |db, ()| {
+            db.settle();
+            assert_eq!(
+                db.one::<String>(
+                    "SELECT concat_ws(' ', dimensions, chunk_tokens) FROM ingest.pipelines"
+                ),
+                "96 100"
+            );
+            finds(db, "Old text of a.", "a");
+            nothing_left(db);
+        },
     );
-    finds(&db, "Old text of a.", "a");
-    nothing_left(&db);
 }

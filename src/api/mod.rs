@@ -1,7 +1,7 @@
 //! The SQL functions, a file per noun. Their declarations, names and comments are in `sql/`.
 
 mod alter;
-mod definition;
+pub mod definition;
 pub mod documents;
 mod estimate;
 mod expressions;

@@ -92,7 +92,7 @@ impl ServerError {
 }
 
 /// A connection's options, with a list that gathers the server's notices and warnings.
-pub fn connect_options(cluster: &Cluster, database: &str) -> (Config, Arc<Mutex<Vec<String>>>) {
+fn connect_options(cluster: &Cluster, database: &str) -> (Config, Arc<Mutex<Vec<String>>>) {
     let notices = Arc::new(Mutex::new(Vec::new()));
     let gathered = Arc::clone(&notices);
     let mut config = cluster.config(database);
@@ -228,6 +228,24 @@ impl<'c> Database<'c> {
         if let Err(error) = self.try_run(sql) {
             panic!("{}: {}", shortened(sql), error.text());
         }
+    }
+
+    /// The only value of a query's first row in a session of its own that has run `before`, and the notices and warnings that came
+    /// with it.
+    #[track_caller]
+    pub fn one_with_notices<T: FromSqlOwned>(&self, before: &str, query: &str) -> (T, Vec<String>) {
+        let (config, notices) = connect_options(self.cluster, &self.name);
+        let mut client = config.connect(NoTls).expect("a connection");
+        client.batch_execute(before).expect(before);
+        let row = match client.query_one(query, &[]) {
+            Ok(row) => row,
+            Err(error) => panic!("{query}: {}", ServerError::from(error).text()),
+        };
+        let notices = notices
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        (row.get(0), notices)
     }
 
     /// Runs statements that may fail.

@@ -26,7 +26,7 @@ pub mod torture;
 mod waiting;
 
 pub use cluster::{Cluster, shared_cluster};
-pub use database::{Database, Progress, ServerError, SqlResult, connect_options, quoted};
+pub use database::{Database, Progress, ServerError, SqlResult, quoted};
 pub use process::{anonymous_memory, cpu_ticks, open_descriptors, signal, threads_of};
 pub use refusals::refused_all;
 pub use waiting::{SOON, wait_until};
