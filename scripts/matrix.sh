@@ -39,7 +39,8 @@ run_step() { # NAME COMMAND…
   local log=$logs/$major-$1.log
   shift
   "$@" >"$log" 2>&1 </dev/null && return
-  say "  failed; the end of $log:"
+  say "  failed; what tests say, and the end of $log:"
+  { grep -E -A 3 '^test .* FAILED$|panicked at' "$log" | head -n 60 || true; } >&2
   tail -n 15 "$log" >&2
   return 1
 }
