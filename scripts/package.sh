@@ -96,9 +96,9 @@ copy_postgres() {
     mkdir -p "$scratch$part"
     cp -a "$part/." "$scratch$part"
   done
-  find "$scratch" -name 'pg_ingest*' -prune -exec rm -rf {} +
   chmod 755 "$scratch"
   copy=$scratch$("$PG_CONFIG" --bindir)/pg_config
+  PG_CONFIG=$copy "$scripts/install.sh" --remove 2>/dev/null
   [[ ! -e $(extension_dir "$copy")/pg_ingest.control && -e $(extension_dir "$copy")/vector.control ]] ||
     die "the copy of the Postgres in $scratch is not clean"
 }
