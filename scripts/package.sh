@@ -7,7 +7,8 @@ scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
 source "$scripts/lib.sh"
 
-maintainer="pg_ingest contributors <pg_ingest@localhost>"
+# Whoever hands the package on is its maintainer; these are the variables that Debian's own tools read.
+maintainer="${DEBFULLNAME:-pg_ingest contributors} <${DEBEMAIL:-$(id -un)@$(hostname -f 2>/dev/null || hostname)}>"
 
 # Sets $stage to a tree as the tarball has it: lib/ goes to `pg_config --pkglibdir`, share/ to `pg_config --sharedir`.
 make_stage() {
@@ -56,8 +57,7 @@ make_deb() {
   cp -r "$stage/lib" "$root/usr/lib/postgresql/$major/lib"
   cp -r "$stage/share" "$root/usr/share/postgresql/$major"
   cp "$stage/LICENSE" "$doc/copyright"
-  cp "$stage/README.md" "$stage/INSTALL.md" "$doc"
-  gzip --best --no-name --stdout "$stage/CHANGELOG.md" >"$doc/changelog.gz"
+  cp "$stage/README.md" "$stage/CHANGELOG.md" "$doc"
   cat >"$root/DEBIAN/control" <<CONTROL
 Package: $package
 Version: $version

@@ -217,6 +217,13 @@ DECLARE
     p record;
     model_error text;
 BEGIN
+    -- A worker starts when CREATE EXTENSION has committed, which may have been a moment ago.
+    FOR tenth IN 1 .. 10 LOOP
+        EXIT WHEN problem IS NULL OR NOT preloaded OR pg_is_in_recovery();
+        PERFORM pg_sleep(0.1);
+        problem := ingest.worker_problem();
+    END LOOP;
+
     "check" := 'preload'; ok := preloaded;
     detail := CASE WHEN preloaded THEN 'the library was loaded at server start' ELSE 'the library was not loaded at server start' END;
     hint := CASE WHEN NOT preloaded THEN 'Add pg_ingest to shared_preload_libraries in postgresql.conf and restart the server.' END;
