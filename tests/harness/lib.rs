@@ -27,6 +27,6 @@ mod waiting;
 
 pub use cluster::{Cluster, shared_cluster};
 pub use database::{Database, Progress, ServerError, SqlResult, quoted};
-pub use process::{anonymous_memory, cpu_ticks, open_descriptors, signal, threads_of};
+pub use process::{anonymous_memory, cpu_ticks, open_descriptors, signal, threads_of, try_signal};
 pub use refusals::refused_all;
 pub use waiting::{SOON, wait_until};

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Sends a signal (`KILL`, `STOP`, `CONT`, `TERM`) to one process.
 ///
@@ -10,11 +10,17 @@ use std::process::Command;
 /// When there is no such process.
 #[track_caller]
 pub fn signal(pid: i32, name: &str) {
-    let done = Command::new("kill")
+    assert!(try_signal(pid, name), "kill -s {name} {pid}");
+}
+
+/// The same to a process that may be gone; whether it was there.
+pub fn try_signal(pid: i32, name: &str) -> bool {
+    Command::new("kill")
         .args(["-s", name, &pid.to_string()])
+        .stderr(Stdio::null())
         .status()
-        .expect("kill runs");
-    assert!(done.success(), "kill -s {name} {pid}");
+        .expect("kill runs")
+        .success()
 }
 
 /// Processor time that all threads of a process have used, in clock ticks (hundredths of a second).

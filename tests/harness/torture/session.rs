@@ -10,7 +10,7 @@ use super::check;
 use super::operations::{Admin, End, Operation, Step, Transaction};
 use super::state::State;
 use super::statements::{ARCHIVE, PIPELINES, Statement};
-use crate::{Database, SOON, ServerError, SqlResult, signal, wait_until};
+use crate::{Database, SOON, ServerError, SqlResult, try_signal, wait_until};
 
 const UNIQUE_VIOLATION: &str = "23505";
 const SERIALIZATION_FAILURE: &str = "40001";
@@ -189,9 +189,20 @@ impl<'a> Session<'a> {
 
     fn kill(&mut self) {
         self.figures.restarts += 1;
-        signal(self.db.worker(), "KILL");
+        let mut killed = None;
         wait_until("the server has noticed", SOON, || {
-            self.db.try_run("SELECT 1").is_err()
+            let worker = "SELECT min(pid) FROM ingest.workers WHERE database = current_database()";
+            let Ok(pid) = self.db.try_one::<Option<i32>>(worker) else {
+                return killed.is_some();
+            };
+            // One that was ending anyway takes nobody along; the next one does.
+            if let Some(pid) = pid
+                && killed != Some(pid)
+            {
+                try_signal(pid, "KILL");
+                killed = Some(pid);
+            }
+            false
         });
         self.db.reconnect();
         self.connect();
