@@ -1,18 +1,39 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
 use embedder::ErrorClass;
 use proptest::prelude::*;
 
 use super::*;
+use crate::FormerChunk;
 use crate::assembly::{Assembly, EmbeddedChunk, Outcome, Results};
 use crate::mark::Mark;
 use crate::usage::{Reservation, Usage};
 
 /// Bytes enough for all vectors of these tests.
 const ALL: usize = 1024 * 1024;
+/// Bytes enough for all places of these tests, and for hardly a vector.
+const FEW: usize = 1600;
 /// The pipeline of all documents.
 const PIPELINE: i32 = 7;
+
+/// That pipeline, as it is defined the first time, the second, and so on.
+fn pipeline(definition: u32) -> Pipeline {
+    Pipeline {
+        id: PIPELINE,
+        generation: definition as i32,
+        model: format!("local/model-{definition}").parse().expect("a name"),
+        dimensions: 2,
+        split: chunker::SplitOptions {
+            splitter: chunker::Splitter::Text,
+            chunk_tokens: 100,
+            chunk_overlap: 0,
+        },
+        batch_size: None,
+        remote: None,
+    }
+}
 
 /// What waits to be sent.
 #[derive(Default)]
@@ -47,6 +68,14 @@ enum Step {
     Withdraw(usize),
     /// The pipeline is defined anew.
     Redefine,
+    /// What has ended is written.
+    Write,
+    /// The target is looked into, as it is or as if it could not be read.
+    LookUp(bool),
+    /// A document is deleted from the target.
+    Delete(usize),
+    /// Somebody puts vectors of his own into the target.
+    Meddle(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -59,12 +88,21 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0usize..9).prop_map(Step::PutBack),
         1 => (0usize..30).prop_map(Step::Withdraw),
         1 => Just(Step::Redefine),
+        3 => Just(Step::Write),
+        3 => prop::bool::weighted(0.8).prop_map(Step::LookUp),
+        1 => (0usize..30).prop_map(Step::Delete),
+        1 => (0usize..30).prop_map(Step::Meddle),
     ]
 }
 
 /// The vector that a text has by a recipe.
 fn vector_of(text: &str, recipe: u32) -> Vec<f32> {
     vec![text.parse().expect("a number"), recipe as f32]
+}
+
+/// A vector of that text that nobody here made.
+fn foreign_vector() -> Vec<f32> {
+    vec![-1.0, -1.0]
 }
 
 /// An engine reduced to what is sent once, and what is known of its documents.
@@ -80,13 +118,24 @@ struct World {
     /// Documents that may fail: they were in a failed request, or taken back.
     hit: BTreeSet<u64>,
     sent: HashMap<String, usize>,
+    ended: BTreeMap<u64, Outcome>,
+    /// The chunks of each document that is written, by its key.
+    target: BTreeMap<String, Vec<FormerChunk>>,
+    /// How often somebody was asked to look into it, and how often documents were read there.
+    asked: Arc<AtomicUsize>,
+    read: usize,
 }
 
 impl World {
     fn new(bytes: usize) -> Self {
         let (sender, outcomes) = channel();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let rung = Arc::clone(&asked);
+        let ring = move || {
+            rung.fetch_add(1, Ordering::Relaxed);
+        };
         Self {
-            once: Arc::new(Once::new(bytes)),
+            once: Arc::new(Once::new(bytes, Arc::new(ring))),
             waiting: Arc::default(),
             in_flight: Vec::new(),
             results: Results::new(sender, Arc::new(|| ())),
@@ -95,6 +144,10 @@ impl World {
             documents: Vec::new(),
             hit: BTreeSet::new(),
             sent: HashMap::new(),
+            ended: BTreeMap::new(),
+            target: BTreeMap::new(),
+            asked,
+            read: 0,
         }
     }
 
@@ -108,7 +161,7 @@ impl World {
         });
         let usage = Arc::new(Usage::default());
         let document = Arc::new(Assembly::new(
-            (self.documents.len() as u64, Mark::unseen()),
+            (self.documents.len() as u64, Mark::unseen(), self.recipe),
             Reservation::new([Arc::clone(&usage), usage], 1, 1),
             chunks.collect(),
             self.results.clone(),
@@ -200,28 +253,99 @@ impl World {
                 }
             }
             Step::Withdraw(ticket) => self.withdraw(*ticket as u64),
-            Step::Redefine => self.recipe += 1,
+            Step::Redefine => {
+                // A recipe counts as another one when it is first seen.
+                self.recipe = self.once.recipe(&pipeline(self.recipe + 1));
+                // As a rebuild puts other vectors of the same texts into the target.
+                for chunk in self.target.values_mut().flatten() {
+                    chunk.embedding = vector_of(&chunk.content, self.recipe);
+                }
+            }
+            Step::Write => self.write(),
+            Step::LookUp(readable) => drop(self.look_up(*readable)),
+            Step::Delete(number) => drop(self.target.remove(&key(*number as u64))),
+            Step::Meddle(number) => {
+                for chunk in self
+                    .target
+                    .get_mut(&key(*number as u64))
+                    .into_iter()
+                    .flatten()
+                {
+                    chunk.embedding = foreign_vector();
+                }
+            }
         }
     }
 
-    /// Sends and answers what is left; how the documents ended.
+    /// Writes what has ended into the target, unless the definition is another one by now: that has voided it.
+    fn write(&mut self) {
+        for (mut outcome, _room) in self.outcomes.try_iter() {
+            let ticket = outcome.ticket();
+            if let Outcome::Embedded { chunks, recipe, .. } = &outcome
+                && *recipe == self.recipe
+            {
+                let chunks = chunks.iter().map(|chunk| FormerChunk {
+                    content: chunk.content.clone(),
+                    embedding: chunk.embedding.to_vec(),
+                });
+                self.target.insert(key(ticket), chunks.collect());
+                Written(Arc::clone(&self.once)).note(PIPELINE, &key(ticket), &outcome);
+            }
+            if let Outcome::Embedded { chunks, .. } = &mut outcome {
+                for chunk in chunks {
+                    // What is written is held no longer.
+                    chunk.embedding = Arc::new(chunk.embedding.to_vec());
+                }
+            }
+            let before = self.ended.insert(ticket, outcome);
+            assert!(before.is_none(), "ended twice");
+        }
+    }
+
+    /// Whether somebody waited for it.
+    fn look_up(&mut self, readable: bool) -> bool {
+        let Some(wanted) = self.once.next_look_up(|_| 5) else {
+            return false;
+        };
+        assert!(self.asked.load(Ordering::Relaxed) > 0, "nobody had rung");
+        if readable {
+            wanted.answer(&pipeline(self.recipe), |keys| {
+                self.read += keys.len();
+                let found = keys.iter().filter_map(|key| self.target.get(*key));
+                found.flatten().cloned().collect()
+            });
+        }
+        true
+    }
+
+    /// Sends, answers, looks for and writes what is left; how the documents ended.
     fn finish(&mut self) -> BTreeMap<u64, Outcome> {
-        while !self.waiting.items().is_empty() || !self.in_flight.is_empty() {
+        loop {
+            while self.look_up(true) {}
+            if self.waiting.items().is_empty() && self.in_flight.is_empty() {
+                break;
+            }
             self.send(3);
             self.answer(0);
         }
-        assert!(self.once.table().followers.is_empty(), "nobody is left");
-        let mut ended = BTreeMap::new();
-        for (outcome, _room) in self.outcomes.try_iter() {
-            let before = ended.insert(outcome.ticket(), outcome);
-            assert!(before.is_none(), "ended twice");
-        }
-        ended
+        let table = self.once.table();
+        assert!(
+            table.followers.is_empty() && table.held.is_empty(),
+            "nobody is left"
+        );
+        drop(table);
+        self.write();
+        std::mem::take(&mut self.ended)
     }
 
     fn sent(&self) -> usize {
         self.sent.values().sum()
     }
+}
+
+/// The key of a document.
+fn key(ticket: u64) -> String {
+    format!("document {ticket}")
 }
 
 fn error() -> EmbedError {
@@ -232,9 +356,10 @@ proptest! {
     #[test]
     fn whatever_happens_each_document_gets_the_vectors_of_its_own_texts_or_its_own_error(
         steps in prop::collection::vec(step(), 0..120),
-        bytes in prop_oneof![Just(0), Just(ALL), 0usize..1000],
+        bytes in prop_oneof![Just(0), Just(ALL), Just(FEW), 0usize..2000],
     ) {
         let mut world = World::new(bytes);
+        world.recipe = world.once.recipe(&pipeline(0));
         for step in &steps {
             world.take(step);
         }
@@ -260,13 +385,15 @@ proptest! {
     #[test]
     fn when_nothing_fails_each_text_is_sent_once_and_what_was_not_sent_is_told(
         steps in prop::collection::vec(step(), 0..120),
+        bytes in prop_oneof![Just(ALL), Just(FEW)],
     ) {
-        let mut world = World::new(ALL);
+        let mut world = World::new(bytes);
         for step in &steps {
             match step {
                 Step::Submit(texts, _) => world.submit(texts, false),
-                Step::Send(_) | Step::Answer(_) | Step::PutBack(_) => world.take(step),
-                Step::Fail(_) | Step::Withdraw(_) | Step::Redefine => {}
+                Step::Send(_) | Step::Answer(_) | Step::PutBack(_) | Step::Write => world.take(step),
+                Step::LookUp(_) => drop(world.look_up(true)),
+                Step::Fail(_) | Step::Withdraw(_) | Step::Redefine | Step::Delete(_) | Step::Meddle(_) => {}
             }
         }
         let ended = world.finish();
@@ -323,4 +450,102 @@ fn a_document_that_may_be_to_blame_leads_nobody_and_waits_for_nobody() {
     // Its vector, once it is there, is as good as any.
     world.submit(&[1], true);
     assert!(world.waiting.items().is_empty());
+}
+
+#[test]
+fn a_text_that_was_written_and_forgotten_is_looked_for_and_sent_only_where_it_is_not_there() {
+    let mut world = World::new(FEW);
+    let corpus: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n]).collect();
+    for texts in &corpus {
+        world.submit(texts, false);
+    }
+    while world.sent() < 20 {
+        world.send(7);
+        world.answer(0);
+    }
+    // Before it is written it is still at hand.
+    world.submit(&[0, 1, 2], false);
+    assert_eq!((world.sent(), world.look_up(true)), (20, false));
+    world.write();
+    world.target.remove(&key(3));
+    world.take(&Step::Meddle(4));
+    assert_eq!(world.asked.load(Ordering::Relaxed), 0);
+    // One that may be to blame does not wait for that.
+    world.submit(&[5], true);
+    assert_eq!(world.waiting.items().len(), 1);
+    for texts in &corpus {
+        world.submit(texts, false);
+    }
+    assert_eq!(world.waiting.items().len(), 1);
+    while world.look_up(true) {}
+    assert!(world.read >= 16, "{}", world.read);
+    let ended = world.finish();
+    assert_eq!(world.sent(), 23);
+    let reused = |ticket: u64| match &ended[&ticket] {
+        Outcome::Embedded { chunks, .. } => chunks.iter().all(|chunk| chunk.reused),
+        other => panic!("{other:?}"),
+    };
+    let again = (22..42).filter(|ticket| !reused(*ticket));
+    assert_eq!(again.collect::<Vec<u64>>(), [25, 26]);
+}
+
+#[test]
+fn what_waits_for_a_look_is_sent_when_nobody_takes_it_and_the_same_text_only_once() {
+    let mut world = World::new(FEW);
+    world.submit(&[1], false);
+    world.finish();
+    for text in 2..20 {
+        world.submit(&[text], false);
+        world.finish();
+    }
+    for _ in 0..3 {
+        world.submit(&[1], false);
+    }
+    assert!(world.waiting.items().is_empty());
+    drop(world.once.next_look_up(|_| 0).expect("somebody waits"));
+    assert_eq!(world.waiting.items().len(), 1);
+    world.withdraw(19);
+    world.finish();
+    assert_eq!(world.sent["1"], 2);
+}
+
+#[test]
+fn a_look_takes_documents_for_as_many_chunks_as_it_may_read_and_one_at_least() {
+    let mut world = World::new(FEW);
+    for document in 0..6u8 {
+        world.submit(&[2 * document, 2 * document + 1], false);
+    }
+    world.finish();
+    world.once.table().vectors = Vectors::new(1);
+    for document in 0..6u8 {
+        world.submit(&[2 * document, 2 * document + 1], false);
+    }
+    let mut documents = Vec::new();
+    for most in [0, 5, usize::MAX] {
+        let wanted = world.once.next_look_up(|_| most).expect("somebody waits");
+        wanted.answer(&pipeline(0), |keys| {
+            documents.push(keys.len());
+            let found = keys.iter().flat_map(|key| world.target[*key].clone());
+            found.collect()
+        });
+    }
+    assert_eq!(documents, [1, 2, 3]);
+    assert!(world.once.next_look_up(|_| 0).is_none());
+}
+
+#[test]
+fn a_vector_is_told_by_the_signs_of_its_numbers() {
+    let vector: Vec<f32> = (0..1536).map(|n| (n as f32 * 0.7).sin()).collect();
+    let rounded: Vec<f32> = vector
+        .iter()
+        .map(|x| (x * 1024.0).round() / 1024.0)
+        .collect();
+    let told = look_up::signs(&vector);
+    assert_eq!(look_up::signs(&rounded), told);
+    for place in [0, 63, 64, 1535] {
+        let mut other = vector.clone();
+        other[place] = -other[place];
+        assert_ne!(look_up::signs(&other), told, "{place}");
+    }
+    assert_ne!(look_up::signs(&vector[..1535]), told);
 }
