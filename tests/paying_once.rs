@@ -23,7 +23,7 @@ fn remembering_cluster() -> &'static Cluster {
 /// A cluster whose workers remember hardly a vector, and where some thousand were written.
 fn forgetful_cluster() -> &'static Cluster {
     static FORGETFUL: OnceLock<Cluster> = OnceLock::new();
-    FORGETFUL.get_or_init(|| Cluster::start(&[("pg_ingest.vector_cache", "64kB")]))
+    FORGETFUL.get_or_init(|| Cluster::start(&[("pg_ingest.vector_cache", "256kB")]))
 }
 
 /// Inserts that many documents of four chunks or so for each prefix of their keys, always the same in the same order.
@@ -532,6 +532,7 @@ fn a_text_is_sent_again_where_the_document_that_had_it_has_it_no_more() {
     for key in ["changed", "deleted", "edited", "there"] {
         insert(&db, key, &text(key));
     }
+    all_embedded(&db, "p", 4);
     insert_corpora(&db, &["other"], 20);
     all_embedded(&db, "p", 24);
     insert(&db, "changed", "New text.");
@@ -562,6 +563,7 @@ fn while_a_target_cannot_be_read_what_was_written_there_is_sent_again() {
     let api = api();
     db.create_remote_pipeline("p", &api, SMALL);
     insert(&db, "a", "The text of a.");
+    all_embedded(&db, "p", 1);
     insert_corpora(&db, &["other"], 20);
     all_embedded(&db, "p", 21);
     let mut locker = db.connect();

@@ -58,11 +58,11 @@ impl Once {
             keys: BTreeSet::new(),
             waiting: Vec::new(),
         };
-        let (mut rest, mut chunks) = (Rest::default(), 0);
-        for (home, item) in std::mem::take(&mut table.held) {
+        let (mut rest, mut others, mut chunks) = (Rest::default(), Vec::new(), 0);
+        while let Some((home, item)) = table.held.pop_front() {
             let key = item.value.text.key;
             if (key.pipeline, key.recipe) != (pipeline, recipe) {
-                table.held.push_back((home, item));
+                others.push((home, item));
                 continue;
             }
             // More may be known by now.
@@ -75,13 +75,16 @@ impl Once {
             };
             if !look_up.keys.contains(&place.key) {
                 if chunks + place.chunks > room && !look_up.keys.is_empty() {
-                    table.held.push_back((home, item));
-                    continue;
+                    table.held.push_front((home, item));
+                    break;
                 }
                 chunks += place.chunks;
                 look_up.keys.insert(place.key);
             }
             look_up.waiting.push(((home, item), place.vector));
+        }
+        for held in others.into_iter().rev() {
+            table.held.push_front(held);
         }
         drop(table);
         rest.go();

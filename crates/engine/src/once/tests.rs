@@ -12,9 +12,11 @@ use crate::mark::Mark;
 use crate::usage::{Reservation, Usage};
 
 /// Bytes enough for all vectors of these tests.
-const ALL: usize = 1024 * 1024;
-/// Bytes enough for all places of these tests, and for hardly a vector.
-const FEW: usize = 1600;
+const ALL: usize = 4 * 1024 * 1024;
+/// Bytes enough for all places of these tests, and for one vector.
+const FEW: usize = 24 * 1024;
+/// Numbers in a vector.
+const DIMENSIONS: usize = 1024;
 /// The pipeline of all documents.
 const PIPELINE: i32 = 7;
 
@@ -24,7 +26,7 @@ fn pipeline(definition: u32) -> Pipeline {
         id: PIPELINE,
         generation: definition as i32,
         model: format!("local/model-{definition}").parse().expect("a name"),
-        dimensions: 2,
+        dimensions: DIMENSIONS,
         split: chunker::SplitOptions {
             splitter: chunker::Splitter::Text,
             chunk_tokens: 100,
@@ -97,12 +99,15 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// The vector that a text has by a recipe.
 fn vector_of(text: &str, recipe: u32) -> Vec<f32> {
-    vec![text.parse().expect("a number"), recipe as f32]
+    let mut vector = vec![0.0; DIMENSIONS];
+    vector[0] = text.parse().expect("a number");
+    vector[1] = recipe as f32;
+    vector
 }
 
 /// A vector of that text that nobody here made.
 fn foreign_vector() -> Vec<f32> {
-    vec![-1.0, -1.0]
+    vec![-1.0; DIMENSIONS]
 }
 
 /// An engine reduced to what is sent once, and what is known of its documents.
@@ -134,13 +139,14 @@ impl World {
         let ring = move || {
             rung.fetch_add(1, Ordering::Relaxed);
         };
+        let once = Arc::new(Once::new(bytes, Arc::new(ring)));
         Self {
-            once: Arc::new(Once::new(bytes, Arc::new(ring))),
+            recipe: once.recipe(&pipeline(0)),
+            once,
             waiting: Arc::default(),
             in_flight: Vec::new(),
             results: Results::new(sender, Arc::new(|| ())),
             outcomes,
-            recipe: 0,
             documents: Vec::new(),
             hit: BTreeSet::new(),
             sent: HashMap::new(),
@@ -356,10 +362,9 @@ proptest! {
     #[test]
     fn whatever_happens_each_document_gets_the_vectors_of_its_own_texts_or_its_own_error(
         steps in prop::collection::vec(step(), 0..120),
-        bytes in prop_oneof![Just(0), Just(ALL), Just(FEW), 0usize..2000],
+        bytes in prop_oneof![Just(0), Just(ALL), Just(FEW), 0usize..20_000],
     ) {
         let mut world = World::new(bytes);
-        world.recipe = world.once.recipe(&pipeline(0));
         for step in &steps {
             world.take(step);
         }
@@ -531,6 +536,21 @@ fn a_look_takes_documents_for_as_many_chunks_as_it_may_read_and_one_at_least() {
     }
     assert_eq!(documents, [1, 2, 3]);
     assert!(world.once.next_look_up(|_| 0).is_none());
+}
+
+#[test]
+fn nobody_looks_for_what_was_made_as_the_pipeline_is_defined_no_more() {
+    let mut world = World::new(FEW);
+    for text in [1, 2] {
+        world.submit(&[text], false);
+        world.finish();
+    }
+    world.submit(&[1], false);
+    world.take(&Step::Redefine);
+    let wanted = world.once.next_look_up(|_| 1).expect("it waits");
+    wanted.answer(&pipeline(1), |_| panic!("the target has other vectors"));
+    world.submit(&[2], false);
+    assert_eq!(world.waiting.items().len(), 2);
 }
 
 #[test]
