@@ -7,6 +7,7 @@ use super::{Held, Home, Known, Once, Table, reuse};
 use crate::assembly::{EmbeddedChunk, Outcome, Part};
 use crate::pack::Item;
 use crate::split::by_text;
+use crate::vectors::Vector;
 use crate::{FormerChunk, Pipeline};
 
 /// A handle for noting what was written, for any thread.
@@ -144,9 +145,12 @@ impl Drop for LookUp {
 /// Chunks that are held no longer, to be told when the table is free.
 #[derive(Default)]
 struct Rest {
-    known: Vec<(Item<Part>, crate::Vector)>,
-    sent: Vec<(Arc<dyn Home>, Vec<Item<Part>>)>,
+    known: Vec<(Item<Part>, Vector)>,
+    sent: Vec<Returned>,
 }
+
+/// Chunks that go home together.
+type Returned = (Arc<dyn Home>, Vec<Item<Part>>);
 
 impl Rest {
     /// Takes a chunk whose vector is known or under way.
