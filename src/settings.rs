@@ -113,8 +113,8 @@ pub fn define() {
     );
     GucRegistry::define_int_guc(
         c"pg_ingest.vector_cache",
-        c"Memory in which a worker remembers the vectors of the last texts, so that a text that comes again is not embedded again.",
-        c"0 for none. A vector of 1536 dimensions takes 6 kB. A change is used by newly started workers.",
+        c"Memory in which a worker remembers the last vectors and where others were written, so that a text that comes again is not embedded again.",
+        c"A quarter is for vectors (6 kB each with 1536 dimensions), the rest for places (27 bytes a chunk and a document's key once). 0 for none. A change is used by newly started workers.",
         &VECTOR_CACHE,
         0,
         64 * 1024 * 1024,
@@ -238,7 +238,7 @@ pub fn max_document_size() -> usize {
     MAX_DOCUMENT_SIZE.get() as usize * 1024
 }
 
-/// Memory for vectors that may be asked for again, in bytes.
+/// Memory for vectors that may be asked for again, and for where they were written, in bytes.
 pub fn vector_cache() -> usize {
     VECTOR_CACHE.get() as usize * 1024
 }

@@ -8,43 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fake_api::{FakeApi, Fault};
 use harness::flight::{SINGLY, chunks, counted, in_flight};
 use harness::remote::{KEY, all_embedded, api};
+use harness::repeats::{SMALL, contents, insert, reused_tokens, sent};
 use harness::*;
-
-/// Chunks of a sentence or two.
-const SMALL: &str = "chunk_tokens => 20, chunk_overlap => 0";
 
 /// A cluster whose workers remember vectors, as they do by themselves. Those of the other tests here do not, so what is not
 /// sent again was in the target, or on its way.
 fn remembering_cluster() -> &'static Cluster {
     static REMEMBERING: OnceLock<Cluster> = OnceLock::new();
     REMEMBERING.get_or_init(|| Cluster::start(&[("pg_ingest.vector_cache", "16MB")]))
-}
-
-/// The texts that have arrived since the last look.
-fn sent(api: &FakeApi) -> Vec<String> {
-    let texts = api.requests().into_iter().flat_map(|record| record.texts);
-    let texts = texts.collect();
-    api.reset();
-    texts
-}
-
-/// The texts of a pipeline's chunks.
-fn contents(db: &Database, pipeline: &str) -> BTreeSet<String> {
-    db.all(&format!("SELECT content FROM ingest.{pipeline}_chunks"))
-        .into_iter()
-        .collect()
-}
-
-fn insert(db: &Database, key: &str, content: &str) {
-    db.execute(
-        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', $1, $2)
-         ON CONFLICT (pipeline, key) DO UPDATE SET content = EXCLUDED.content",
-        &[&key, &content],
-    );
-}
-
-fn reused_tokens(db: &Database) -> i64 {
-    db.one("SELECT reused_tokens FROM ingest.progress WHERE pipeline = 'p'")
 }
 
 /// A document of several chunks, and the same with another last sentence.

@@ -1,14 +1,15 @@
-//! Former chunks: what a document that has changed has in its pipeline's target. Those whose text is still the same are not
-//! embedded again.
+//! Former chunks: what documents have in their pipeline's target. Of a document that has changed, chunks whose text is still the
+//! same are not embedded again; nor are those of which the engine knows that another document has their text.
 
 use std::collections::HashMap;
 
-use engine::FormerChunk;
+use engine::{Engine, FormerChunk};
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
 use crate::owner::ActingAs;
-use crate::worker::pipelines::Active;
+use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::transaction::{run, transaction};
 
 /// Bytes of vectors that the documents of a batch have, as far as their sizes tell.
@@ -33,19 +34,49 @@ pub fn chunks_of_a_batch(pipeline: &Active) -> usize {
 /// The chunks that the documents with these keys have, by key. None where the target cannot be read just now, or where what
 /// is in it was not made as the pipeline is defined now: all is then embedded again. Not inside a transaction.
 pub fn read(pipeline: &Active, keys: &[&str]) -> HashMap<String, Vec<FormerChunk>> {
+    let target = "SELECT ingest.former_target($1)::text";
+    read_from(target, &[pipeline.id.into()], pipeline, keys)
+}
+
+/// Looks into a target for what the engine knows to have been written there; whether the engine asked for it. Not inside a
+/// transaction.
+pub fn look_up(engine: &Engine, pipelines: &Pipelines) -> bool {
+    let most = |id: i32| pipelines.get(id).map_or(usize::MAX, chunks_of_a_batch);
+    let Some(wanted) = engine.next_look_up(most) else {
+        return false;
+    };
+    if let Some(pipeline) = pipelines.get(wanted.pipeline())
+        && let Ok(spec) = &pipeline.spec
+    {
+        // Not former_target(): what a rebuild has written is in its own table.
+        let target = "SELECT target::text FROM ingest.pipeline WHERE pipeline_id = $1 AND generation = $2 AND reuses";
+        wanted.answer(spec, |keys| {
+            let definition = [pipeline.id.into(), spec.generation.into()];
+            let found = read_from(target, &definition, pipeline, keys);
+            found.into_values().flatten().collect()
+        });
+    }
+    true
+}
+
+/// Reads from the table that `target`, a query, names.
+fn read_from(
+    target: &str,
+    arguments: &[DatumWithOid],
+    pipeline: &Active,
+    keys: &[&str],
+) -> HashMap<String, Vec<FormerChunk>> {
     if keys.is_empty() {
         return HashMap::new();
     }
     transaction(|| {
         Spi::connect_mut(|client| {
             let mut found: HashMap<String, Vec<FormerChunk>> = HashMap::new();
-            let target = run(
-                client,
-                "SELECT ingest.former_target($1)::text",
-                &[pipeline.id.into()],
-            )?
-            .first()
-            .get_one::<String>()?;
+            let rows = run(client, target, arguments)?;
+            let target = match rows.into_iter().next() {
+                Some(row) => row[1].value::<String>()?,
+                None => None,
+            };
             let Some(target) = target else {
                 return Ok(found);
             };

@@ -15,6 +15,7 @@ use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
 use crate::worker::backfill;
 use crate::worker::claim::{self, Claims};
+use crate::worker::former;
 use crate::worker::housekeeping;
 use crate::worker::launcher::worker_identity;
 use crate::worker::pipelines::{self, Pipelines};
@@ -204,9 +205,9 @@ impl Worker {
             database,
             number,
             bell,
-            engine,
             claims: Claims::new(number, journal),
-            settler: Settler::new(shared, database),
+            settler: Settler::new(shared, database, engine.written()),
+            engine,
             folded: Instant::now(),
             pipelines: Pipelines::new(database, slot),
             switcher: Switcher::new(),
@@ -310,8 +311,12 @@ impl Worker {
         let finished = self.engine.poll(claim::MAX_BATCH);
         let wrote = !finished.is_empty();
         let rotated = self.refresh_keys(self.refused_keys(&finished));
-        self.settler
-            .settle(finished, &mut self.claims, &self.pipelines, &rotated)?;
+        let settled = self
+            .settler
+            .settle(finished, &mut self.claims, &self.pipelines, &rotated);
+        // Afterwards, so that what has just been written is found; and whatever is wrong with a target.
+        let looked = former::look_up(&self.engine, &self.pipelines);
+        settled?;
         self.settler.block_unusable(&self.pipelines)?;
         let slot = &self.shared.workers[self.slot];
         let building = || {
@@ -333,7 +338,7 @@ impl Worker {
                 .pipeline
                 .store(pipeline, Ordering::Relaxed);
         }
-        let busy = wrote || matches!(took, Ok(Some(_)));
+        let busy = wrote || looked || matches!(took, Ok(Some(_)));
         if !busy || self.folded.elapsed() > FOLD_INTERVAL {
             housekeeping::fold_counters()?;
             self.write_down()?;

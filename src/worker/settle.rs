@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use embedder::{EmbedError, ErrorClass};
-use engine::Outcome;
+use engine::{Outcome, Written};
 use injection::Point;
 use pgrx::prelude::*;
 
@@ -38,6 +38,7 @@ const MAX_ACCUSED: usize = 1024;
 pub struct Settler {
     shared: &'static Shared,
     database: pg_sys::Oid,
+    written: Written,
     postponed: Vec<Outcome>,
     kept: BTreeMap<i32, Kept>,
     accused: HashMap<i64, Accused>,
@@ -64,10 +65,11 @@ struct Kept {
 
 impl Settler {
     /// Nothing postponed.
-    pub fn new(shared: &'static Shared, database: pg_sys::Oid) -> Self {
+    pub fn new(shared: &'static Shared, database: pg_sys::Oid, written: Written) -> Self {
         Self {
             shared,
             database,
+            written,
             postponed: Vec::new(),
             kept: BTreeMap::new(),
             accused: HashMap::new(),
@@ -233,6 +235,7 @@ impl Settler {
                     if settled.ended.contains(&outcome.ticket())
                         && let Some(claim) = claim
                     {
+                        self.written.note(claim.pipeline, &claim.key, &outcome);
                         self.count(&outcome, &claim);
                     }
                 }

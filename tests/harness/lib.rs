@@ -3,9 +3,10 @@
 //! The way through: [`Cluster`] starts a server as an unprivileged user and takes it away again (`cluster`);
 //! [`Database`] is a new database with the extension (`database`, `dump`); [`wait_until`] waits for a condition, never for a time
 //! (`waiting`); `process` looks at and signals the server's processes; [`texts`] holds something to embed, [`remote`] makes pipelines
-//! that speak to a fake API, [`rebuild`] gives them another model, [`flight`] keeps their documents in flight, [`refused_all`] sees
-//! statements fail as they should (`refusals`), [`roles`] holds users that are no superusers, [`supabase`] a cluster as Supabase's
-//! images set it up, [`secrecy`] looks for keys where none must be, and [`torture`] holds the long tests.
+//! that speak to a fake API, [`rebuild`] gives them another model, [`flight`] keeps their documents in flight, [`repeats`] tells
+//! what was paid for texts that come again, [`refused_all`] sees statements fail as they should (`refusals`), [`roles`] holds users
+//! that are no superusers, [`supabase`] a cluster as Supabase's images set it up, [`secrecy`] looks for keys where none must be,
+//! and [`torture`] holds the long tests.
 //!
 //! Environment: `PG_CONFIG` names the Postgres to test (else the `pg_config` on the path), with pgvector, pg_ingest and
 //! the model installed; `PG_INGEST_TEST_USER` names the user that runs it when the tests run as root.
@@ -18,6 +19,7 @@ mod process;
 pub mod rebuild;
 mod refusals;
 pub mod remote;
+pub mod repeats;
 pub mod roles;
 pub mod secrecy;
 pub mod supabase;

@@ -9,6 +9,7 @@ use embedder::{EmbedError, ErrorClass};
 use crate::mark::Mark;
 use crate::once::Text;
 use crate::usage::Reservation;
+use crate::vectors::Vector;
 
 /// A chunk with its vector.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +19,7 @@ pub struct EmbeddedChunk {
     /// Its length in tokens of the model, without the markers that the model adds.
     pub tokens: usize,
     /// Its vector, as long as the pipeline's dimensions.
-    pub embedding: Arc<[f32]>,
+    pub embedding: Vector,
     /// Whether the vector was there already, so that it cost nothing.
     pub reused: bool,
 }
@@ -32,6 +33,8 @@ pub enum Outcome {
         ticket: u64,
         /// At least one chunk.
         chunks: Vec<EmbeddedChunk>,
+        /// What the engine knows its texts by: the vectors were made as its pipeline was defined then, or later.
+        recipe: u32,
     },
     /// This document could not be embedded; others are not concerned.
     Failed {
@@ -105,6 +108,7 @@ impl Results {
 pub(crate) struct Assembly {
     ticket: u64,
     mark: Mark,
+    recipe: u32,
     results: Results,
     /// Whether a request with one of its chunks has been sent.
     begun: AtomicBool,
@@ -119,9 +123,9 @@ struct State {
 }
 
 impl Assembly {
-    /// A document of `chunks`, whose vectors are still empty.
+    /// A document of `chunks`, whose vectors are still empty, to be made by a recipe or a newer one.
     pub(crate) fn new(
-        (ticket, mark): (u64, Mark),
+        (ticket, mark, recipe): (u64, Mark, u32),
         room: Reservation,
         chunks: Vec<EmbeddedChunk>,
         results: Results,
@@ -129,6 +133,7 @@ impl Assembly {
         Self {
             ticket,
             mark,
+            recipe,
             results,
             begun: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -170,16 +175,16 @@ impl Assembly {
     }
 
     /// Takes the vector of a chunk; the last one ends the document.
-    pub(crate) fn embedded(&self, chunk: usize, embedding: Arc<[f32]>) {
+    pub(crate) fn embedded(&self, chunk: usize, embedding: Vector) {
         self.take(chunk, embedding, false);
     }
 
     /// The same with a vector that was there already.
-    pub(crate) fn reused(&self, chunk: usize, embedding: Arc<[f32]>) {
+    pub(crate) fn reused(&self, chunk: usize, embedding: Vector) {
         self.take(chunk, embedding, true);
     }
 
-    fn take(&self, chunk: usize, embedding: Arc<[f32]>, reused: bool) {
+    fn take(&self, chunk: usize, embedding: Vector, reused: bool) {
         let mut state = self.state();
         if state.room.is_none() {
             return;
@@ -193,9 +198,12 @@ impl Assembly {
         {
             let chunks = std::mem::take(&mut state.chunks);
             drop(state);
-            let ticket = self.ticket;
-            self.results
-                .send(Outcome::Embedded { ticket, chunks }, room);
+            let embedded = Outcome::Embedded {
+                ticket: self.ticket,
+                chunks,
+                recipe: self.recipe,
+            };
+            self.results.send(embedded, room);
         }
     }
 

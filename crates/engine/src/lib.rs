@@ -4,7 +4,8 @@
 //! chunks, which join a backlog; requests, which may hold chunks of several documents, are packed from it ([`pack`]) when
 //! they can be sent: by the threads that run a local model ([`local`]), or by the pipeline's lane to a remote one
 //! ([`remote`]), which has to ask its budget first. The last answer for a document ([`assembly`]) makes its [`Outcome`],
-//! which [`Engine::poll`] hands to the worker. A text that is known, or on its way already, is not sent again ([`once`]).
+//! which [`Engine::poll`] hands to the worker. A text that is known, or on its way already, is not sent again ([`once`]); one
+//! that the worker has written is looked for there first ([`Engine::next_look_up`]).
 //! [`queries`] answers searches beside all that, ahead of the backlog. Models
 //! are loaded once ([`models`]) and shared by every thread.
 //!
@@ -17,6 +18,7 @@ mod models;
 mod once;
 mod pack;
 mod pipeline;
+mod places;
 mod queries;
 mod remote;
 mod split;
@@ -33,10 +35,12 @@ pub mod fuzzing {
 pub use assembly::{EmbeddedChunk, Outcome};
 pub use mark::{Mark, Working};
 use models::Models;
+pub use once::{LookUp, Written};
 pub use pipeline::{Budget, Definitions, Pipeline, Remote};
 pub use queries::Queries;
 pub use remote::{Event, stop_sending};
 pub use threads::{run_with_signals_blocked, spawn_with_signals_blocked};
+pub use vectors::Vector;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -173,11 +177,11 @@ pub struct Config {
     pub inference_threads: usize,
     /// Threads that split documents and count tokens, at a low priority (nice 5). At least 1.
     pub split_threads: usize,
-    /// Bytes of vectors remembered at most, for texts that come again.
+    /// Bytes of vectors, and of where they were written, remembered at most, for texts that come again.
     pub vector_cache: usize,
     /// Where the number of requests being answered is kept, for those who watch.
     pub requests_in_flight: &'static AtomicI32,
-    /// Called from any thread whenever [`Engine::poll`] or [`Engine::take_events`] has something new.
+    /// Called from any thread whenever [`Engine::poll`], [`Engine::take_events`] or [`Engine::next_look_up`] has something new.
     pub notify: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -190,6 +194,7 @@ pub struct Engine {
     remotes: Arc<Remotes>,
     usage: Arc<Usage>,
     queries: Queries,
+    once: Arc<Once>,
 }
 
 impl Engine {
@@ -198,15 +203,15 @@ impl Engine {
         let models = Arc::new(Models::new(config.model_dir));
         let (inbox, documents) = channel();
         let (results, outcomes) = channel();
+        let once = Arc::new(Once::new(config.vector_cache, Arc::clone(&config.notify)));
         let results = assembly::Results::new(results, config.notify);
         let requests = config.requests_in_flight;
-        let once = Arc::new(Once::new(config.vector_cache));
         let remotes = Arc::new(Remotes::new(results.clone(), Arc::clone(&once), requests));
         let local = Arc::new(LocalQueue::new(Arc::clone(&once), requests));
         local::start(config.inference_threads.max(1), &local)?;
         let context = split::Context {
             models: Arc::clone(&models),
-            once,
+            once: Arc::clone(&once),
             results,
             local: Arc::clone(&local),
             remotes: Arc::clone(&remotes),
@@ -221,6 +226,7 @@ impl Engine {
             remotes,
             usage: Arc::default(),
             queries,
+            once,
         })
     }
 
@@ -292,6 +298,17 @@ impl Engine {
         self.remotes.take_events()
     }
 
+    /// The next chunks of which this process has written the vectors, but does not remember them: somebody is to look into the
+    /// target of their pipeline. Of so many chunks there as `most` says for the number of a pipeline, or one document.
+    pub fn next_look_up(&self, most: impl Fn(i32) -> usize) -> Option<LookUp> {
+        self.once.next_look_up(most)
+    }
+
+    /// A handle for noting what was written.
+    pub fn written(&self) -> Written {
+        Written(Arc::clone(&self.once))
+    }
+
     /// A handle for embedding queries, for any thread.
     pub fn queries(&self) -> Queries {
         self.queries.clone()
@@ -302,6 +319,8 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.local.close();
         self.remotes.configure(&Definitions::new());
+        // They end at their homes, which are closed.
+        while self.next_look_up(|_| usize::MAX).is_some() {}
     }
 }
 

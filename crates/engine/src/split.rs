@@ -21,6 +21,7 @@ use crate::pack::Item;
 use crate::remote::{Lane, Remotes};
 use crate::threads::{SPLIT_NICE, lower_priority, spawn_with_signals_blocked};
 use crate::usage::Reservation;
+use crate::vectors::Vector;
 use crate::{Document, FormerChunk, Pipeline};
 
 /// Between two looks of a splitter that a test has told to wait.
@@ -105,7 +106,7 @@ impl Context {
                     })
                     .collect();
                 let assembly = Arc::new(Assembly::new(
-                    (ticket, document.mark),
+                    (ticket, document.mark, recipe),
                     room,
                     chunks,
                     self.results.clone(),
@@ -141,18 +142,22 @@ fn kept(
     former: Vec<FormerChunk>,
     chunks: &[EmbeddedChunk],
     dimensions: usize,
-) -> HashMap<usize, Arc<[f32]>> {
-    let usable = |chunk: &FormerChunk| {
-        chunk.embedding.len() == dimensions && chunk.embedding.iter().all(|x| x.is_finite())
-    };
-    let known: HashMap<String, Arc<[f32]>> = former
-        .into_iter()
-        .filter(usable)
-        .map(|chunk| (chunk.content, chunk.embedding.into()))
-        .collect();
+) -> HashMap<usize, Vector> {
+    let known = by_text(former, dimensions);
     let places = chunks.iter().enumerate();
     places
         .filter_map(|(place, chunk)| Some((place, Arc::clone(known.get(&chunk.content)?))))
+        .collect()
+}
+
+/// The vectors of chunks that can be those of a pipeline of so many dimensions, by their texts.
+pub(crate) fn by_text(chunks: Vec<FormerChunk>, dimensions: usize) -> HashMap<String, Vector> {
+    let usable = |chunk: &FormerChunk| {
+        chunk.embedding.len() == dimensions && chunk.embedding.iter().all(|x| x.is_finite())
+    };
+    let usable = chunks.into_iter().filter(usable);
+    usable
+        .map(|chunk| (chunk.content, Arc::new(chunk.embedding)))
         .collect()
 }
 
@@ -274,6 +279,6 @@ mod tests {
         let mut places: Vec<usize> = kept.keys().copied().collect();
         places.sort_unstable();
         assert_eq!(places, [1, 4]);
-        assert!(kept.values().all(|vector| **vector == [1.0, 2.0]));
+        assert!(kept.values().all(|vector| ***vector == [1.0, 2.0]));
     }
 }

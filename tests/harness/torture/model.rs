@@ -25,10 +25,12 @@ pub fn model(seed: u64, rounds: usize) -> String {
     let start = Instant::now();
     let mut random = Random::new(seed);
     let workers = random.choose(&["1", "2"]);
+    // With little, vectors are read back from the targets.
+    let vectors = random.choose(&["16MB", "32kB"]);
     // Only processes are killed, never the machine: what was written stays without fsync.
     let cluster = Cluster::start(&[
         ("pg_ingest.workers", workers),
-        ("pg_ingest.vector_cache", "16MB"),
+        ("pg_ingest.vector_cache", vectors),
         ("fsync", "off"),
     ]);
     let mut sum = Figures::default();
@@ -43,14 +45,14 @@ pub fn model(seed: u64, rounds: usize) -> String {
                 let (operations, wrong) = shrink(&cluster, weather, operations, wrong);
                 let lines: Vec<String> = operations.iter().map(ToString::to_string).collect();
                 panic!(
-                    "seed {seed}, round {round}, {workers} worker(s), {weather:?}\n{}\n{wrong}",
+                    "seed {seed}, round {round}, {workers} worker(s), {vectors}, {weather:?}\n{}\n{wrong}",
                     lines.join("\n")
                 );
             }
         }
     }
     format!(
-        "model: seed {seed}: {rounds} sequences of {} operations in all on {workers} worker(s), {} crashes and restarts, {} transactions given \
+        "model: seed {seed}: {rounds} sequences of {} operations in all on {workers} worker(s) with {vectors}, {} crashes and restarts, {} transactions given \
          up for others; {} documents and {} chunks were as they must be; {:.0} s",
         sum.operations,
         sum.restarts,

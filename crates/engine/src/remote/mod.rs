@@ -172,10 +172,8 @@ impl Remotes {
         items: impl Iterator<Item = Item<Part>>,
     ) {
         let home: Arc<dyn Home> = Arc::clone(lane) as Arc<dyn Home>;
+        // Where there are none, some may be held that come later.
         let items = self.once.sift(&home, items);
-        if items.is_empty() {
-            return;
-        }
         let (start, closed) = {
             let mut state = lane.state();
             for item in items {
