@@ -357,8 +357,12 @@ impl<'c> Database<'c> {
 
     /// The process id of this database's worker, when it is there and ready.
     pub fn worker(&self) -> i32 {
-        wait_until("the worker runs", SOON, || !self.worker_pids().is_empty());
-        self.worker_pids()[0]
+        let mut seen = None;
+        wait_until("the worker runs", SOON, || {
+            seen = self.worker_pids().first().copied();
+            seen.is_some()
+        });
+        seen.expect("a worker")
     }
 
     /// Waits until the worker is idle and has folded the counters: nothing is left for it to do.
