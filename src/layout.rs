@@ -392,17 +392,22 @@ impl Layout {
         }
     }
 
-    /// Gives the chunks of the documents with the keys `$1` the metadata `$2` (`text[]`).
-    pub fn replace_metadata(self, table: &str) -> String {
+    /// Gives the chunks of the documents with the keys `$1` the metadata `$2` (`text[]`). A foreign table's server is told which
+    /// rows these are: else it would send, and lock, all that it has. Elsewhere that would make the join slow.
+    pub fn replace_metadata(self, table: &str, is_foreign: bool) -> String {
         let columns = self.columns();
         let metadata = match self {
             Self::Chunks => "u.metadata::jsonb".into(),
             Self::Vecs => vecs_metadata(columns, "u.metadata"),
         };
+        let there = match is_foreign {
+            true => format!("{} = ANY ($1::text[]) AND", columns.found_by),
+            false => String::new(),
+        };
         format!(
             "UPDATE {table} AS c SET metadata = {metadata}
              FROM unnest($1::text[], $2::text[]) AS u(key, metadata)
-             WHERE {} = u.key AND {}",
+             WHERE {there} {} = u.key AND {}",
             columns.found_by, columns.is_ours
         )
     }

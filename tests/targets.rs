@@ -100,6 +100,20 @@ fn a_target_on_another_server_serves() {
         "{plan}"
     );
 
+    // New metadata touches its document's rows over there and no other's.
+    let mut other = elsewhere.client("postgres");
+    other
+        .batch_execute("BEGIN; SELECT FROM public.there WHERE document_key = 'k1' FOR UPDATE")
+        .expect("a row is locked on the other server");
+    db.run("SET statement_timeout = '20s'");
+    db.run(r#"UPDATE ingest.documents SET metadata = '{"lang": "de"}' WHERE key = 'k3'"#);
+    db.run("RESET statement_timeout");
+    drop(other);
+    assert_eq!(
+        db.all::<String>("SELECT document_key FROM public.docs WHERE metadata ->> 'lang' = 'de'"),
+        ["k3"]
+    );
+
     // While the other server is away the documents wait, and nothing fails.
     elsewhere.stop_server("fast");
     db.run("INSERT INTO ingest.documents (key, content) VALUES ('late', 'A late text')");

@@ -80,7 +80,9 @@ fn replace_metadata(
         .collect();
     let _acting = ActingAs::new(target.owner);
     Spi::run_with_args(
-        &target.layout.replace_metadata(&target.name),
+        &target
+            .layout
+            .replace_metadata(&target.name, target.is_foreign),
         &[keys.into(), metadata.into()],
     )
     .or_raise();
@@ -92,6 +94,8 @@ struct Target {
     layout: Layout,
     /// Quoted for SQL.
     name: String,
+    /// Whether it is on another server.
+    is_foreign: bool,
 }
 
 /// A pipeline's target; `None` when either is gone and there is nothing to do.
@@ -99,7 +103,10 @@ fn target_of(pipeline_id: Option<i32>) -> Option<Target> {
     let definition = Definition::numbered(pipeline_id?)?;
     let name = definition.target_name()?;
     fire_constraints_at_once(&name);
+    // SAFETY: a catalog look-up inside a transaction.
+    let kind = unsafe { pg_sys::get_rel_relkind(definition.target) };
     Some(Target {
+        is_foreign: kind as u8 == pg_sys::RELKIND_FOREIGN_TABLE,
         owner: definition.owner,
         layout: definition.layout,
         name,
