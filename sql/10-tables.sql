@@ -32,6 +32,7 @@ CREATE TABLE ingest.pipeline (
     generation    int         NOT NULL DEFAULT 0,
     successor_of  int         UNIQUE,
     accepts_failures boolean  NOT NULL DEFAULT false,
+    ahead_until   timestamptz,
     -- A key, so that FOR KEY SHARE tells a transaction with an old snapshot of a rebuild that it does not see.
     UNIQUE (pipeline_id, generation)
 );
@@ -48,6 +49,7 @@ COMMENT ON COLUMN ingest.pipeline.reuses IS 'whether all that this pipeline has 
 COMMENT ON COLUMN ingest.pipeline.generation IS 'counts up when a rebuild begins or ends and when vectors of another kind begin: what was made for an earlier generation is thrown away';
 COMMENT ON COLUMN ingest.pipeline.successor_of IS 'the pipeline that this row is a rebuild of: it has that one''s name, is fed by the same documents, and takes its place when it has caught up';
 COMMENT ON COLUMN ingest.pipeline.accepts_failures IS 'whether a rebuild takes the old one''s place though documents failed in it that are embedded there';
+COMMENT ON COLUMN ingest.pipeline.ahead_until IS 'until when the worker takes no documents for the old one, so that this rebuild gets ahead of it though documents keep coming';
 
 CREATE TABLE ingest.documents (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

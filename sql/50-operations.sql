@@ -15,6 +15,8 @@ BEGIN
     -- The failure row stays until the document succeeds, so that first_failed_at tells the whole story.
     -- First whoever is deleting or changing one of the documents is waited for, and kept out: the statement after sees
     -- what they left. Documents queued already are the worker's, which must not be waited for while they are locked.
+    -- Whoever ends a rebuild, or gives it up, locks the table and must see all that is queued for it.
+    LOCK TABLE ingest.documents IN ROW EXCLUSIVE MODE;
     PERFORM FROM ingest.documents d
     WHERE d.id IN (SELECT f.document_id FROM ingest.failures f JOIN ingest.pipeline p ON p.name = f.pipeline
                    WHERE p.pipeline_id = ANY (retry_failures.pipelines)
@@ -238,7 +240,7 @@ BEGIN
                  ELSE 'Look at pg_ingest.databases, max_worker_processes and the server log.' END;
     RETURN NEXT;
 
-    "check" := 'vector'; ok := string_to_array(vector_version, '.')::int[] >= ARRAY[0, 7, 0];
+    "check" := 'vector'; ok := string_to_array(substring(vector_version FROM '^[0-9]+(?:[.][0-9]+)*'), '.')::int[] >= ARRAY[0, 7, 0];
     detail := format('pgvector %s in schema %s', vector_version,
                      (SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'vector'));
     hint := CASE WHEN NOT ok THEN 'pgvector 0.7 or later is needed for halfvec: ALTER EXTENSION vector UPDATE;' END;

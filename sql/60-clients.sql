@@ -22,7 +22,7 @@ BEGIN
                format('OPERATOR(%s.<=>)', vectors), c.*
         FROM ingest.target_of(pipeline) AS t JOIN pg_class r ON r.oid = t.target CROSS JOIN ingest.columns_of(t.layout) AS c;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'the target table of pipeline % was dropped', searched.pipeline USING ERRCODE = 'undefined_table',
+        RAISE EXCEPTION 'the target table of pipeline % was dropped', quote_literal(searched.pipeline) USING ERRCODE = 'undefined_table',
             HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', searched.pipeline);
     END IF;
 END $$;

@@ -317,6 +317,16 @@ impl Layout {
         )
     }
 
+    /// Those of the keys `$1` (`text[]`) of which there are chunks, in an array.
+    pub fn having(self, table: &str) -> String {
+        let Columns {
+            found_by, is_ours, ..
+        } = self.columns();
+        format!(
+            "SELECT array_agg(DISTINCT {found_by}) FROM {table} AS c WHERE {found_by} = ANY ($1::text[]) AND {is_ours}"
+        )
+    }
+
     /// The next keys of documents that have chunks, after `$1` (from the beginning when it is null): so many, in an array.
     pub fn keys_after(self, table: &str, most: i64) -> String {
         let Columns {

@@ -8,6 +8,7 @@ ALTER TABLE ingest.pipeline
     ADD COLUMN generation       int     NOT NULL DEFAULT 0,
     ADD COLUMN successor_of     int     UNIQUE,
     ADD COLUMN accepts_failures boolean NOT NULL DEFAULT false,
+    ADD COLUMN ahead_until      timestamptz,
     DROP CONSTRAINT pipeline_name_key,
     ADD UNIQUE (pipeline_id, generation);
 -- Nobody has noted whether these were other ones when the vectors were made that are in the target.
@@ -49,6 +50,7 @@ COMMENT ON COLUMN ingest.pipeline.reuses IS 'whether all that this pipeline has 
 COMMENT ON COLUMN ingest.pipeline.generation IS 'counts up when a rebuild begins or ends and when vectors of another kind begin: what was made for an earlier generation is thrown away';
 COMMENT ON COLUMN ingest.pipeline.successor_of IS 'the pipeline that this row is a rebuild of: it has that one''s name, is fed by the same documents, and takes its place when it has caught up';
 COMMENT ON COLUMN ingest.pipeline.accepts_failures IS 'whether a rebuild takes the old one''s place though documents failed in it that are embedded there';
+COMMENT ON COLUMN ingest.pipeline.ahead_until IS 'until when the worker takes no documents for the old one, so that this rebuild gets ahead of it though documents keep coming';
 
 CREATE UNIQUE INDEX documents_source ON ingest.documents (watch_id, source_key) WHERE watch_id IS NOT NULL;
 
@@ -936,13 +938,13 @@ END $$;
 
 COMMENT ON FUNCTION ingest.hold_pipeline(int) IS 'Keeps writers of documents out until the transaction ends, and waits for the worker to write what it is writing';
 
-CREATE OR REPLACE FUNCTION ingest.keys_without_document(pipeline text, keys text[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.keys_without_document(pipeline text, keys text[]) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT count(*) FROM unnest(keys) AS k(key)
+    SELECT coalesce(array_agg(k.key), '{}') FROM unnest(keys) AS k(key)
     WHERE NOT EXISTS (SELECT FROM ingest.documents d WHERE d.pipeline = keys_without_document.pipeline AND d.key = k.key)
 $$;
 
-COMMENT ON FUNCTION ingest.keys_without_document(text, text[]) IS 'How many of these keys no document of the pipeline has';
+COMMENT ON FUNCTION ingest.keys_without_document(text, text[]) IS 'Those of these keys that no document of the pipeline has';
 
 CREATE OR REPLACE FUNCTION ingest.new_generation(pipeline_id int) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -1021,35 +1023,80 @@ $$;
 
 COMMENT ON FUNCTION ingest.new_failures(int) IS 'How many documents failed in a pipeline''s successor and not in itself';
 
--- What a worker looks at before it takes locks.
-CREATE OR REPLACE FUNCTION ingest.successor_is_complete(successor int) RETURNS boolean
+-- What a worker looks at before it takes locks. While documents keep coming, some always wait: near is when so few do that they
+-- are carried over.
+CREATE OR REPLACE FUNCTION ingest.successor_standing(successor int) RETURNS text
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT NOT s.paused AND t.queued = 0 AND (s.accepts_failures OR ingest.new_failures(s.successor_of) = 0)
+    SELECT CASE WHEN s.paused OR t.queued > 1000 THEN 'behind'
+                WHEN NOT s.accepts_failures AND ingest.new_failures(s.successor_of) > 0 THEN 'behind'
+                WHEN t.queued > 0 THEN 'near'
+                ELSE 'complete' END
     FROM ingest.pipeline s JOIN ingest.totals t USING (pipeline_id)
     WHERE s.pipeline_id = successor
 $$;
 
-COMMENT ON FUNCTION ingest.successor_is_complete(int) IS 'Whether a successor has all documents, and nothing keeps it from taking its pipeline''s place';
+COMMENT ON FUNCTION ingest.successor_standing(int) IS 'Whether a successor has all documents (complete), all but a few (near), or neither, or something keeps it from taking its pipeline''s place (behind)';
 
--- Before the tables are swapped. What waits or is on its way for the old table the successor has already.
-CREATE OR REPLACE FUNCTION ingest.hold_for_switch(successor int) RETURNS boolean
+-- One part for each index: that of the whole queue may be long.
+CREATE OR REPLACE FUNCTION ingest.waiting_for(pipeline_id int) RETURNS SETOF bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT q.document_id FROM ingest.queue q
+    WHERE q.pipeline_id = waiting_for.pipeline_id AND q.claimed_by IS NULL AND q.retry_at IS NULL
+    UNION
+    SELECT q.document_id FROM ingest.queue q WHERE q.claimed_by IS NOT NULL AND q.pipeline_id = waiting_for.pipeline_id
+    UNION
+    SELECT q.document_id FROM ingest.queue q WHERE q.retry_at IS NOT NULL AND q.pipeline_id = waiting_for.pipeline_id
+$$;
+
+COMMENT ON FUNCTION ingest.waiting_for(int) IS 'The documents in a pipeline''s queue, in flight or not';
+
+CREATE OR REPLACE FUNCTION ingest.successor_is_level(successor int) RETURNS boolean
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT NOT EXISTS (
+        SELECT FROM ingest.pipeline s, ingest.waiting_for(s.pipeline_id) AS w(document_id)
+        WHERE s.pipeline_id = successor
+          AND NOT EXISTS (SELECT FROM ingest.queue q WHERE q.document_id = w.document_id AND q.pipeline_id = s.successor_of))
+$$;
+
+COMMENT ON FUNCTION ingest.successor_is_level(int) IS 'Whether all that waits for a successor waits for its pipeline, too';
+
+-- Before the tables are swapped. What is on its way into either table is waited for first, so that the statements after see it.
+CREATE OR REPLACE FUNCTION ingest.hold_for_switch(successor int) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     replaced int := (SELECT s.successor_of FROM ingest.pipeline s WHERE s.pipeline_id = successor);
+    waiting bigint[];
 BEGIN
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
-    IF ingest.successor_is_complete(successor) IS NOT TRUE THEN
-        RETURN false;
+    IF coalesce(ingest.successor_standing(successor), 'behind') = 'behind' THEN
+        RETURN NULL;
     END IF;
-    -- One for each index: that of the whole queue may be long.
+    waiting := ARRAY(SELECT ingest.waiting_for(successor));
+    PERFORM FROM ingest.queue q WHERE q.document_id = ANY (waiting) FOR UPDATE;
+    IF NOT ingest.successor_is_level(successor) THEN
+        RETURN NULL;
+    END IF;
+    PERFORM FROM ingest.pipeline p WHERE p.pipeline_id IN (replaced, successor) ORDER BY p.pipeline_id FOR UPDATE;
+    RETURN ARRAY(SELECT d.key FROM ingest.waiting_for(successor) AS w(id) JOIN ingest.documents d ON d.id = w.id);
+END $$;
+
+COMMENT ON FUNCTION ingest.hold_for_switch(int) IS 'Keeps everybody from the documents of a pipeline while its successor takes its place, and returns the keys of those that wait for both; null when it cannot yet';
+
+-- What waits for the pipeline alone the successor has already; what waits for the successor waits for the pipeline from now on.
+CREATE OR REPLACE FUNCTION ingest.carry_queue(successor int) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    replaced int := (SELECT s.successor_of FROM ingest.pipeline s WHERE s.pipeline_id = successor);
+    waiting bigint[] := ARRAY(SELECT ingest.waiting_for(successor));
+BEGIN
     DELETE FROM ingest.queue q WHERE q.pipeline_id = replaced AND q.claimed_by IS NULL AND q.retry_at IS NULL;
     DELETE FROM ingest.queue q WHERE q.claimed_by IS NOT NULL AND q.pipeline_id = replaced;
     DELETE FROM ingest.queue q WHERE q.retry_at IS NOT NULL AND q.pipeline_id = replaced;
-    PERFORM FROM ingest.pipeline p WHERE p.pipeline_id IN (replaced, successor) ORDER BY p.pipeline_id FOR UPDATE;
-    RETURN true;
+    UPDATE ingest.queue q SET pipeline_id = replaced, claimed_by = NULL, claim_token = NULL
+    WHERE q.document_id = ANY (waiting) AND q.pipeline_id = successor;
 END $$;
 
-COMMENT ON FUNCTION ingest.hold_for_switch(int) IS 'Keeps everybody from the documents of a pipeline while its successor takes its place; false when that is not complete';
+COMMENT ON FUNCTION ingest.carry_queue(int) IS 'Gives a pipeline the queue of its successor, which takes its place';
 
 CREATE OR REPLACE FUNCTION ingest.take_place(successor int) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -1110,8 +1157,8 @@ REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclas
     ingest.relations_of(regclass), ingest.next_statements(regclass, regclass, text), ingest.indexes_of(regclass),
     ingest.missing_indexes(regclass, regclass), ingest.swap_statements(regclass, regclass), ingest.hold_pipeline(int),
     ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.former_target(int), ingest.queue_for_successor(int),
-    ingest.remove_successor(int), ingest.successor_is_complete(int), ingest.hold_for_switch(int),
-    ingest.take_place(int) FROM PUBLIC;
+    ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.successor_is_level(int),
+    ingest.hold_for_switch(int), ingest.carry_queue(int), ingest.take_place(int) FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION ingest.retry_failures(pipelines int[], key text, error_class text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -1126,6 +1173,8 @@ BEGIN
     -- The failure row stays until the document succeeds, so that first_failed_at tells the whole story.
     -- First whoever is deleting or changing one of the documents is waited for, and kept out: the statement after sees
     -- what they left. Documents queued already are the worker's, which must not be waited for while they are locked.
+    -- Whoever ends a rebuild, or gives it up, locks the table and must see all that is queued for it.
+    LOCK TABLE ingest.documents IN ROW EXCLUSIVE MODE;
     PERFORM FROM ingest.documents d
     WHERE d.id IN (SELECT f.document_id FROM ingest.failures f JOIN ingest.pipeline p ON p.name = f.pipeline
                    WHERE p.pipeline_id = ANY (retry_failures.pipelines)
@@ -1294,7 +1343,7 @@ BEGIN
                  ELSE 'Look at pg_ingest.databases, max_worker_processes and the server log.' END;
     RETURN NEXT;
 
-    "check" := 'vector'; ok := string_to_array(vector_version, '.')::int[] >= ARRAY[0, 7, 0];
+    "check" := 'vector'; ok := string_to_array(substring(vector_version FROM '^[0-9]+(?:[.][0-9]+)*'), '.')::int[] >= ARRAY[0, 7, 0];
     detail := format('pgvector %s in schema %s', vector_version,
                      (SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'vector'));
     hint := CASE WHEN NOT ok THEN 'pgvector 0.7 or later is needed for halfvec: ALTER EXTENSION vector UPDATE;' END;
@@ -1379,7 +1428,7 @@ BEGIN
                format('OPERATOR(%s.<=>)', vectors), c.*
         FROM ingest.target_of(pipeline) AS t JOIN pg_class r ON r.oid = t.target CROSS JOIN ingest.columns_of(t.layout) AS c;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'the target table of pipeline % was dropped', searched.pipeline USING ERRCODE = 'undefined_table',
+        RAISE EXCEPTION 'the target table of pipeline % was dropped', quote_literal(searched.pipeline) USING ERRCODE = 'undefined_table',
             HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', searched.pipeline);
     END IF;
 END $$;

@@ -222,7 +222,7 @@ impl Claims {
         let mut worst = Ok(None);
         let ready: Vec<&Active> = pipelines
             .ready()
-            .filter(|pipeline| !stuck.contains(&pipeline.id))
+            .filter(|pipeline| pipeline.yields_for.is_none() && !stuck.contains(&pipeline.id))
             .collect();
         for offset in 0..ready.len() {
             let index = (self.turn + offset) % ready.len();

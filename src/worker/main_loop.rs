@@ -360,6 +360,7 @@ impl Worker {
         let due = [
             self.claims.next_retry(&self.pipelines, &self.engine)?,
             self.pipelines.next_unblocked(),
+            self.pipelines.next_unyielding(),
             self.settler.next_attempt(),
             self.switcher.next_attempt(),
             self.unreleased.then_some(AFTER_ERROR),

@@ -48,6 +48,8 @@ pub struct Active {
     pub paused: bool,
     /// Whether it is blocked, and for how long before it is tried again.
     pub blocked_for: Option<Duration>,
+    /// For how long no documents are taken for it, so that a rebuild of it gets ahead.
+    pub yields_for: Option<Duration>,
 }
 
 impl Active {
@@ -366,6 +368,11 @@ impl Pipelines {
         self.rows().filter(|p| !p.paused && !p.is_blocked())
     }
 
+    /// When documents are taken again for the first of those that let a rebuild get ahead.
+    pub fn next_unyielding(&self) -> Option<Duration> {
+        self.rows().filter_map(|p| p.yields_for).min()
+    }
+
     /// Those that are built to take another one's place, unless that is not to be tried now.
     pub fn rebuilds(&self) -> impl Iterator<Item = &Active> {
         self.ready().filter(|p| p.rebuild)
@@ -427,6 +434,8 @@ pub fn load(worker: i32) -> Definitions {
                     p.limits, p.layout, p.max_attempts, p.on_success = 'delete' AS deletes, p.paused,
                     p.blocked_error IS NOT NULL AS blocked,
                     extract(epoch FROM p.blocked_until - clock_timestamp())::float8 AS blocked_seconds,
+                    (SELECT extract(epoch FROM s.ahead_until - clock_timestamp())::float8 FROM ingest.pipeline s
+                     WHERE s.successor_of = p.pipeline_id) AS yields_seconds,
                     n.nspname::text AS schema, c.relname::text AS relation, ingest.vector_schema() AS vectors,
                     EXISTS (SELECT FROM pg_authid a WHERE a.oid = p.owner) AS owned
              FROM ingest.pipeline p
@@ -456,6 +465,10 @@ pub fn load(worker: i32) -> Definitions {
                     .value::<f64>()?
                     .map_or(Duration::ZERO, |s| Duration::from_secs_f64(s.clamp(0.0, 1e6))),
             );
+            let yields_for = row["yields_seconds"]
+                .value::<f64>()?
+                .filter(|seconds| *seconds > 0.0)
+                .map(|seconds| Duration::from_secs_f64(seconds.min(1e6)));
             let owner = row["owner"].value::<pg_sys::Oid>()?.unwrap_or(pg_sys::InvalidOid);
             let generation = number("generation")?;
             let written = Written {
@@ -497,6 +510,7 @@ pub fn load(worker: i32) -> Definitions {
                 deletes_documents: flag("deletes")?,
                 paused: flag("paused")?,
                 blocked_for,
+                yields_for,
             };
             pipelines.push(Loaded { active, written });
         }

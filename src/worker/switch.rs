@@ -1,11 +1,17 @@
 //! The end of a rebuild: a pipeline's successor that has all documents gets the indexes that the old table has, and takes the
 //! pipeline's place in one short transaction. Whichever worker finds it complete does it.
+//!
+//! While documents keep coming, a successor never has them all. It need not: it loses nothing to search when all that still
+//! waits for it waits for the pipeline, too, and it has chunks of all of these that the pipeline has chunks of. Where the
+//! pipeline is mostly ahead, it takes no documents for a moment, so that the successor comes level.
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use embedder::EmbedError;
 use injection::Point;
 use pgrx::prelude::*;
+use pgrx::spi::quote_qualified_identifier;
 
 use crate::api::definition::CHANGE_LOCK;
 use crate::api::lent;
@@ -25,10 +31,28 @@ const SWITCH_LOCK: i64 = 0x7067_5f69_6e67_0002;
 /// lock_timeout.
 const LOCKED_WAIT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
+/// A successor that has been nearly complete for so long is helped to come level.
+const NEAR_FOR: Duration = Duration::from_secs(3);
+/// For how long its pipeline takes no documents then, and for how long it does afterwards, in seconds: new documents wait a little,
+/// and not much of the time, if the successor's model does not answer.
+const AHEAD_SECONDS: (i32, i32) = (5, 50);
+
 /// Ends rebuilds.
 pub struct Switcher {
     not_before: Option<Instant>,
     wait: Duration,
+    /// Successors that are nearly complete, and since when.
+    near: HashMap<i32, Instant>,
+}
+
+/// How far a successor is.
+enum Standing {
+    /// Not far enough, or something keeps it from taking its pipeline's place.
+    Behind,
+    /// Few documents wait for it.
+    Near,
+    /// None does.
+    Complete,
 }
 
 /// What was done about one.
@@ -47,6 +71,7 @@ impl Switcher {
         Self {
             not_before: None,
             wait: LOCKED_WAIT.0,
+            near: HashMap::new(),
         }
     }
 
@@ -56,7 +81,7 @@ impl Switcher {
             .map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Goes a step on with the first rebuild that is complete; whether there was one. `building` is called before indexes are
+    /// Goes a step on with the first rebuild that can take its pipeline's place; whether there was one. `building` is called before indexes are
     /// built.
     pub fn advance(
         &mut self,
@@ -68,8 +93,19 @@ impl Switcher {
         }
         self.not_before = None;
         for rebuild in pipelines.rebuilds() {
-            if !transaction(|| is_complete(rebuild.id))? {
-                continue;
+            match transaction(|| standing(rebuild.id))? {
+                Standing::Behind => {
+                    self.near.remove(&rebuild.id);
+                    continue;
+                }
+                Standing::Near if !transaction(|| is_level(rebuild.id))? => {
+                    let since = self.near.entry(rebuild.id).or_insert_with(Instant::now);
+                    if since.elapsed() >= NEAR_FOR {
+                        transaction(|| let_ahead(rebuild.id))?;
+                    }
+                    continue;
+                }
+                Standing::Near | Standing::Complete => {}
             }
             let wanting = transaction(|| missing_indexes(rebuild.id))?;
             let step = if wanting.is_some() {
@@ -85,10 +121,13 @@ impl Switcher {
                 })
             };
             match step {
-                Ok(Step::Switched) => log!(
-                    "pg_ingest: pipeline {:?} uses its new vectors from now on",
-                    rebuild.name
-                ),
+                Ok(Step::Switched) => {
+                    self.near.remove(&rebuild.id);
+                    log!(
+                        "pg_ingest: pipeline {:?} uses its new vectors from now on",
+                        rebuild.name
+                    );
+                }
                 Ok(Step::Again) => {}
                 Ok(Step::Busy) => {
                     self.put_off();
@@ -127,8 +166,46 @@ fn flag(sql: &str, successor: i32) -> bool {
         == Some(true)
 }
 
-fn is_complete(successor: i32) -> bool {
-    flag("SELECT ingest.successor_is_complete($1)", successor)
+fn standing(successor: i32) -> Standing {
+    let standing = Spi::connect_mut(|client| {
+        run(
+            client,
+            "SELECT ingest.successor_standing($1)",
+            &[successor.into()],
+        )?
+        .first()
+        .get_one::<String>()
+    })
+    .or_raise();
+    match standing.as_deref() {
+        Some("near") => Standing::Near,
+        Some("complete") => Standing::Complete,
+        _ => Standing::Behind,
+    }
+}
+
+fn is_level(successor: i32) -> bool {
+    flag("SELECT ingest.successor_is_level($1)", successor)
+}
+
+/// Has no documents taken for the pipeline for a moment, unless that was so not long ago.
+fn let_ahead(successor: i32) {
+    let (ahead, rest) = AHEAD_SECONDS;
+    Spi::connect_mut(|client| {
+        run(
+            client,
+            "UPDATE ingest.pipeline s SET ahead_until = clock_timestamp() + make_interval(secs => $2)
+             WHERE s.pipeline_id = $1
+               AND (s.ahead_until IS NULL OR s.ahead_until < clock_timestamp() - make_interval(secs => $3))",
+            &[
+                successor.into(),
+                f64::from(ahead).into(),
+                f64::from(rest).into(),
+            ],
+        )
+        .map(drop)
+    })
+    .or_raise();
 }
 
 /// The two tables and the role that owns them for the pipeline.
@@ -139,6 +216,33 @@ struct Tables {
     index: String,
     layout: Layout,
     language: String,
+}
+
+impl Tables {
+    /// Whether a document with one of these keys has chunks in the old table and none in the new one.
+    fn lacks_any(&self, keys: &[String]) -> bool {
+        if keys.is_empty() {
+            return false;
+        }
+        let _acting = ActingAs::new(self.owner);
+        let having = |table: pg_sys::Oid| -> HashSet<String> {
+            let Some((schema, name)) = table_name(table) else {
+                return HashSet::new();
+            };
+            let table = quote_qualified_identifier(schema, name);
+            Spi::connect_mut(|client| {
+                run(client, &self.layout.having(&table), &[keys.to_vec().into()])?
+                    .first()
+                    .get_one::<Vec<String>>()
+            })
+            .or_raise()
+            .into_iter()
+            .flatten()
+            .collect()
+        };
+        let new = having(self.new);
+        having(self.old).iter().any(|key| !new.contains(key))
+    }
 }
 
 fn tables(successor: i32) -> Tables {
@@ -256,9 +360,19 @@ fn switch(successor: i32) -> Step {
     if !(is_alone() && is_unchanged(successor)) {
         return Step::Busy;
     }
-    if !flag("SELECT ingest.hold_for_switch($1)", successor) {
-        return Step::Again;
-    }
+    let waiting = Spi::connect_mut(|client| {
+        run(
+            client,
+            "SELECT ingest.hold_for_switch($1)",
+            &[successor.into()],
+        )?
+        .first()
+        .get_one::<Vec<String>>()
+    })
+    .or_raise();
+    let Some(waiting) = waiting else {
+        return Step::Busy;
+    };
     let tables = tables(successor);
     if table_name(tables.old).is_none() {
         UserError::new(
@@ -268,6 +382,14 @@ fn switch(successor: i32) -> Step {
         .hint("Drop the pipeline, and create it again.")
         .raise();
     }
+    // Else search would find no more what it finds now, until that is embedded.
+    if tables.lacks_any(&waiting) {
+        return Step::Busy;
+    }
+    Spi::connect_mut(|client| {
+        run(client, "SELECT ingest.carry_queue($1)", &[successor.into()]).map(drop)
+    })
+    .or_raise();
     let statements = statements("swap_statements", &tables);
     {
         let _acting = lent::acting_on(tables.old, tables.owner);
