@@ -47,25 +47,6 @@ impl UserError {
         self
     }
 
-    /// Keeps the statement out of the server's log: it holds what nobody should see.
-    pub fn without_statement(self) -> Self {
-        // SAFETY: static C strings; the setting goes back with the transaction that this error ends, which is after the log
-        // is written.
-        unsafe {
-            pg_sys::set_config_option(
-                c"log_min_error_statement".as_ptr(),
-                c"panic".as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_LOCAL,
-                true,
-                pg_sys::WARNING as i32,
-                false,
-            );
-        }
-        self
-    }
-
     /// What happened, alone.
     pub fn into_message(self) -> String {
         self.message
@@ -82,6 +63,25 @@ impl UserError {
         }
         report.report(PgLogLevel::ERROR);
         unreachable!("an ERROR report does not return")
+    }
+}
+
+/// Keeps the statement out of the server's log, whatever error it ends with: it holds what nobody should see. For as long as the
+/// transaction lasts.
+pub fn keep_statement_out_of_log() {
+    // SAFETY: static C strings; the setting goes back with the transaction that the error ends, which is after the log is
+    // written.
+    unsafe {
+        pg_sys::set_config_option(
+            c"log_min_error_statement".as_ptr(),
+            c"panic".as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            pg_sys::WARNING as i32,
+            false,
+        );
     }
 }
 

@@ -206,10 +206,34 @@ fn a_key_that_is_given_by_mistake_is_not_logged() {
     for sql in [
         format!("SELECT ingest.create_pipeline('p', model => '{MODEL}', api_key => '{KEY}')"),
         format!("SELECT ingest.create_pipeline('p', model => '{MODEL}', api_key => 'env:{KEY}')"),
+        // Something else is wrong, too.
+        format!("SELECT ingest.create_pipeline('p', api_key => '{KEY}')"),
+        format!("SELECT ingest.create_pipeline('p', model => 'nobody/x', api_key => '{KEY}')"),
+        format!(
+            "SELECT ingest.create_pipeline('p', model => '{MODEL}', base_url => 'no url', api_key => '{KEY}')"
+        ),
+        // Elsewhere than in api_key.
+        format!(
+            "SELECT ingest.create_pipeline('p', model => '{MODEL}', base_url => 'https://h/?key={KEY}')"
+        ),
+        format!(
+            "SELECT ingest.create_pipeline('p', model => '{MODEL}', base_url => 'https://u:{KEY}@h/')"
+        ),
+        format!(
+            r#"SELECT ingest.create_pipeline('p', model => '{MODEL}', request => '{{"headers": {{"Authorization": "Bearer {KEY}"}}}}')"#
+        ),
+        format!(
+            r#"SELECT ingest.create_pipeline('p', model => '{MODEL}', request => '{{"key": "{KEY}"}}')"#
+        ),
     ] {
         let error = db.expect_error(&sql);
         assert_eq!(error.code, "22023", "{}", error.text());
+        assert!(!error.text().contains(&KEY[8..]), "{}", error.text());
     }
+    let error = db.expect_error(&format!(
+        "SELECT ingest.alter_pipeline('no such pipeline', api_key => '{KEY}')"
+    ));
+    assert_eq!(error.code, "42704", "{}", error.text());
     // Other errors are logged with their statements, also after these.
     db.expect_error("SELECT ingest.pause('no such pipeline')");
     let log = harness::remote::server_log(&cluster);

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::api::definition::{Definition, parse_model};
 use crate::api::limits::use_limit;
-use crate::api::models::{Connection, Described};
+use crate::api::models::{Connection, Described, hide_misplaced_key};
 use crate::api::pipelines::{
     DEFAULT_CONCURRENCY, DEFAULT_OVERLAP_SHARE, Settings, cleared, refuse_unsupported,
 };
@@ -310,6 +310,8 @@ fn alter_pipeline_0_2(
     request: Option<JsonB>,
     language: Option<&str>,
 ) {
+    let request = request.map(|JsonB(value)| value.to_string());
+    hide_misplaced_key(api_key, base_url, request.as_deref());
     refuse_if_read_only(c"ingest.alter_pipeline()");
     let definition = Definition::to_change(name.unwrap_or_default());
     refuse_unsupported(&[
@@ -321,7 +323,6 @@ fn alter_pipeline_0_2(
     ])
     .map_err(|error| error.hint("Create another pipeline, and drop this one when that is done."))
     .or_raise();
-    let request = request.map(|JsonB(value)| value.to_string());
     let language = language.map(|name| targets::language(name).or_raise());
     let given = Given {
         model,

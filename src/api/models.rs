@@ -7,7 +7,7 @@ use embedder::{EmbedError, ModelName, Provider, RemoteModel};
 use pgrx::prelude::*;
 
 use crate::api::targets::MAX_HALFVEC_DIMENSIONS;
-use crate::errors::UserError;
+use crate::errors::{UserError, keep_statement_out_of_log};
 use crate::{access, settings};
 
 /// Inputs in a request at most: what OpenAI's embeddings endpoint takes (API reference, 2025).
@@ -88,6 +88,18 @@ pub struct Connection<'a> {
     pub owner: pg_sys::Oid,
 }
 
+/// Keeps a key that is given by mistake, where a reference to it or something else belongs, out of the server's log. Before
+/// anything else is found wrong with the statement.
+pub fn hide_misplaced_key(api_key: Option<&str>, base_url: Option<&str>, request: Option<&str>) {
+    let given = |text: &&str| !text.is_empty();
+    let no_reference = |text: &str| text.parse::<KeyReference>().is_err();
+    if api_key.filter(given).is_some_and(no_reference)
+        || embedder::remote::may_hold_key(base_url.filter(given), request)
+    {
+        keep_statement_out_of_log();
+    }
+}
+
 impl Connection<'_> {
     fn refuse_for_local(&self, model: &ModelName) -> Result<(), UserError> {
         for (name, given) in [
@@ -154,7 +166,6 @@ fn describe_remote(model: &ModelName, connection: &Connection) -> Result<Describ
         .transpose()
         .map_err(|error| {
             UserError::invalid(error.to_string())
-                .without_statement()
                 .hint("For example api_key => 'env:OPENAI_API_KEY', or 'vault:openai' with Supabase Vault.")
         })?;
     if key.is_none() && remote.needs_key(model) {

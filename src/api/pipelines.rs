@@ -9,7 +9,7 @@ use pgrx::spi::quote_qualified_identifier;
 use crate::api::MAX_NAME;
 use crate::api::definition::{Definition, parse_model};
 use crate::api::limits::use_limit;
-use crate::api::models::{Connection, Described};
+use crate::api::models::{Connection, Described, hide_misplaced_key};
 use crate::api::rebuild::drop_table_of;
 use crate::api::targets::{self, create_indexes, create_or_check_target, target_for};
 use crate::errors::{OrRaise, UserError};
@@ -135,6 +135,8 @@ fn create_pipeline_0_2(
     request: Option<JsonB>,
     language: Option<&str>,
 ) {
+    let request = request.map(|JsonB(value)| value.to_string());
+    hide_misplaced_key(api_key, base_url, request.as_deref());
     refuse_if_read_only(c"ingest.create_pipeline()");
     let name = name.unwrap_or_default();
     check_name(name).or_raise();
@@ -142,7 +144,6 @@ fn create_pipeline_0_2(
     let layout = Layout::named(layout.unwrap_or("chunks")).or_raise();
     // SAFETY: a plain read, and a catalog look-up inside a transaction.
     let (owner, trusted) = unsafe { (pg_sys::GetUserId(), pg_sys::superuser()) };
-    let request = request.map(|JsonB(value)| value.to_string());
     let [base_url, api_key, limits] = [base_url, api_key, limits].map(|given| cleared(given, None));
     let connection = Connection {
         base_url,

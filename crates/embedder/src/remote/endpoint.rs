@@ -319,6 +319,12 @@ const KEY_PARAMETERS: [&str; 9] = [
     "sig",
 ];
 
+/// Whether a `base_url` or a pipeline's `request` cannot be used, so that nobody knows what stands in it: perhaps a key.
+pub fn may_hold_key(base_url: Option<&str>, request: Option<&str>) -> bool {
+    base_url.is_some_and(|url| parse(url).is_err())
+        || request.is_some_and(|json| RequestOptions::parse(json).is_err())
+}
+
 fn parse(text: &str) -> Result<Url, EndpointError> {
     let url =
         Url::parse(text.trim()).map_err(|error| EndpointError::Malformed(error.to_string()))?;

@@ -16,7 +16,7 @@ mod options;
 mod request;
 
 pub use client::{Answer, Client};
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, may_hold_key};
 pub use headers::ServerLimits;
 pub use options::{InvalidOptions, RequestOptions};
 
