@@ -91,7 +91,8 @@ fn what_is_not_one_expression_over_the_row_is_refused() {
     let (db, _api) = articles();
     db.run(
         "CREATE FUNCTION public.shout(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT upper($1)';
-         CREATE FUNCTION public.fickle(text) RETURNS text LANGUAGE sql VOLATILE AS 'SELECT $1'; CREATE TABLE public.victim ()",
+         CREATE FUNCTION public.fickle(text) RETURNS text LANGUAGE sql VOLATILE AS 'SELECT $1'; CREATE TABLE public.victim ();
+         CREATE TYPE public.no_columns AS (); ALTER TABLE public.articles ADD COLUMN nothing public.no_columns",
     );
     for (content, code, words) in [
         ("boddy", "42703", "column \"boddy\" does not exist"),
@@ -116,6 +117,9 @@ fn what_is_not_one_expression_over_the_row_is_refused() {
         ),
         ("title UNION SELECT body", "22023", "is not one expression"),
         ("title LIMIT 1", "22023", "is not one expression"),
+        ("articles.*", "22023", "is not one expression"),
+        ("(ROW()).*", "22023", "is not one expression"),
+        ("(nothing).*", "22023", "is not one expression"),
         ("1) + (2", "42601", "syntax error"),
         ("title || /* body", "42601", "comment"),
         ("*", "42601", ""),

@@ -140,7 +140,7 @@ fn analyse(argument: &str, expression: &str, table: &str) -> Result<Examined, Us
         return Err(invalid(argument, "is not one expression"));
     };
     // SAFETY: a statement that was parsed from this text, analysed inside a transaction; what comes back is a Query whose
-    // target list holds one TargetEntry.
+    // target list, which is null when it is empty, holds TargetEntry.
     let (query, value) = unsafe {
         #[cfg(feature = "pg14")]
         let query = pg_sys::parse_analyze(
@@ -159,12 +159,13 @@ fn analyse(argument: &str, expression: &str, table: &str) -> Result<Examined, Us
             std::ptr::null_mut(),
         );
         let targets = (*query).targetList;
+        // `x.*` stands for as many columns as x has, also for none.
+        if targets.is_null() || (*targets).length != 1 {
+            return Err(invalid(argument, "is not one expression"));
+        }
         let target = (*(*targets).elements)
             .ptr_value
             .cast::<pg_sys::TargetEntry>();
-        if (*targets).length != 1 {
-            return Err(invalid(argument, "is not one expression"));
-        }
         (&*query, (*target).expr.cast::<pg_sys::Node>())
     };
     let refused = [
