@@ -45,6 +45,16 @@ pub(super) struct LaneState {
 /// A place among the requests in flight.
 pub(super) struct Place(Budget);
 
+/// What a look at a lane comes to.
+enum Next {
+    /// Chunks to be sent, admitted with so many tokens.
+    Request(Vec<Item<Part>>, usize),
+    /// More may go in a moment later.
+    Hold,
+    /// So long until the budget may allow it.
+    Wait(Duration),
+}
+
 /// Set when the process is ending.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
@@ -106,8 +116,9 @@ impl Lane {
         self.changed.notify_one();
     }
 
-    /// The request that could be sent now. Chunks of documents that have failed meanwhile are not worth a call.
-    fn peek(&self) -> Option<Packed> {
+    /// The request that could be sent now, in a lane that nobody else changes meanwhile. Chunks of documents that have failed are
+    /// not worth a call.
+    fn peek(&self) -> Option<(MutexGuard<'_, LaneState>, Packed)> {
         let mut state = self.state();
         let capacity = state.pipeline.capacity();
         loop {
@@ -116,13 +127,31 @@ impl Lane {
                 .backlog
                 .retain_front(packed, |part| !part.document.has_ended());
             if ended.is_empty() {
-                return Some(packed);
+                return Some((state, packed));
             }
             // Others may take the place of what leaves, which they do through this lane.
             drop(state);
             drop(ended);
             state = self.state();
         }
+    }
+
+    /// Takes the next request if its budget allows it, all in one look: what is withdrawn between two would be made up for by
+    /// others that were not admitted. One that is not full is left while `holds` and documents are being split.
+    fn next(&self, holds: bool) -> Option<Next> {
+        let (mut state, packed) = self.peek()?;
+        if !packed.full && holds && self.unsplit.load(Ordering::Relaxed) > 0 {
+            return Some(Next::Hold);
+        }
+        let budget = state.pipeline.remote.as_ref()?.budget;
+        let claimant = budget.claimant(false);
+        let admitted = budget
+            .limit
+            .admit(Now::read(), claimant, packed.tokens as u64);
+        Some(match admitted {
+            Ok(()) => Next::Request(state.backlog.take(packed), packed.tokens),
+            Err(wait) => Next::Wait(wait.duration()),
+        })
     }
 
     pub(super) fn has_another_key(&self, pipeline: &Pipeline) -> bool {
@@ -217,26 +246,16 @@ impl Remotes {
 async fn admitted(lane: &Lane) -> Option<(Vec<Item<Part>>, usize)> {
     let mut held = Duration::ZERO;
     loop {
-        let packed = lane.peek()?;
-        if !packed.full && held < LONGEST_HOLD && lane.unsplit.load(Ordering::Relaxed) > 0 {
-            let start = Instant::now();
-            let _ = tokio::time::timeout(LOOK_AGAIN, lane.changed.notified()).await;
-            held += start.elapsed().max(Duration::from_micros(100));
-            continue;
-        }
-        let pipeline = lane.pipeline();
-        let remote = pipeline.remote.as_ref()?;
-        let claimant = remote.budget.claimant(false);
-        let limit = remote.budget.limit;
-        match limit.admit(Now::read(), claimant, packed.tokens as u64) {
-            Ok(()) => {
-                let items = lane.state().backlog.take(packed);
-                let tokens = items.iter().map(|item| item.tokens).sum();
-                return Some((items, tokens));
+        match lane.next(held < LONGEST_HOLD)? {
+            Next::Request(items, tokens) => return Some((items, tokens)),
+            Next::Hold => {
+                let start = Instant::now();
+                let _ = tokio::time::timeout(LOOK_AGAIN, lane.changed.notified()).await;
+                held += start.elapsed().max(Duration::from_micros(100));
             }
-            Err(wait) if wait.duration() <= LONGEST_SLEEP => sleep(wait.duration()).await,
-            Err(wait) => {
-                let longest = wait.duration().min(LONGEST_REST);
+            Next::Wait(wait) if wait <= LONGEST_SLEEP => sleep(wait).await,
+            Next::Wait(wait) => {
+                let longest = wait.min(LONGEST_REST);
                 let _ = tokio::time::timeout(longest, lane.changed.notified()).await;
             }
         }
