@@ -17,6 +17,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 thread_local! {
     static WAKE_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
+    static NUDGE_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
     static REVIEW_AT_COMMIT: Cell<bool> = const { Cell::new(false) };
     static DATABASES_CHANGED: Cell<bool> = const { Cell::new(false) };
     static EXIT_REGISTERED: Cell<bool> = const { Cell::new(false) };
@@ -71,8 +72,10 @@ unsafe extern "C-unwind" fn at_transaction_end(
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
             let review = REVIEW_AT_COMMIT.replace(false);
-            if WAKE_AT_COMMIT.replace(false) {
-                now(review);
+            let nudge = NUDGE_AT_COMMIT.replace(false);
+            let wake = WAKE_AT_COMMIT.replace(false);
+            if wake || nudge {
+                now(review, wake);
             }
             if DATABASES_CHANGED.replace(false)
                 && let Some(shared) = shmem::get()
@@ -82,6 +85,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
         }
         pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             WAKE_AT_COMMIT.set(false);
+            NUDGE_AT_COMMIT.set(false);
             REVIEW_AT_COMMIT.set(false);
             DATABASES_CHANGED.set(false);
         }
@@ -89,15 +93,15 @@ unsafe extern "C-unwind" fn at_transaction_end(
     }
 }
 
-/// Wakes the workers of this database, or has the launcher start them.
-fn now(review: bool) {
+/// Wakes the workers of this database, or, with `start`, has the launcher start them.
+fn now(review: bool, start: bool) {
     // SAFETY: a plain global, set when the backend connected.
     let database = unsafe { pg_sys::MyDatabaseId };
     let Some(shared) = shmem::get() else { return };
     if review {
         shared.review(database);
     }
-    if !shared.wake_workers(database) {
+    if !shared.wake_workers(database) && start {
         shared.request_worker(database);
     }
 }
@@ -181,11 +185,11 @@ unsafe extern "C-unwind" fn process_utility(
         }
     }
     // SAFETY: as above.
-    let (vacated, wakes, changes_databases, updates_extension) = unsafe {
+    let (vacated, tells, changes_databases, updates_extension) = unsafe {
         let node = (*statement).utilityStmt;
         (
             database_to_vacate(node).and_then(Vacated::new),
-            wakes(node),
+            tells(node),
             matches!(
                 (*node).type_,
                 pg_sys::NodeTag::T_CreatedbStmt | pg_sys::NodeTag::T_AlterDatabaseStmt
@@ -228,8 +232,11 @@ unsafe extern "C-unwind" fn process_utility(
     if let Some(diverted) = diverted {
         diverted.finish();
     }
-    if wakes {
-        at_commit();
+    match tells {
+        Tell::Nobody => {}
+        Tell::Present => NUDGE_AT_COMMIT.set(true),
+        Tell::Started => at_commit(),
+        Tell::Reviewing => review_at_commit(),
     }
     if updates_extension {
         // Workers look which release's SQL there is now.
@@ -241,25 +248,43 @@ unsafe extern "C-unwind" fn process_utility(
     }
 }
 
+/// Who is to be told of a statement.
+#[derive(Clone, Copy, PartialEq)]
+enum Tell {
+    Nobody,
+    /// The workers that are there. A database without the extension has none, and a table is dropped there like anywhere.
+    Present,
+    /// Workers, which are started if there are none.
+    Started,
+    /// The same, and they look through what they hold.
+    Reviewing,
+}
+
 /// Statements after which a worker has to start, end, or look for work that another session prepared.
-unsafe fn wakes(node: *mut pg_sys::Node) -> bool {
+unsafe fn tells(node: *mut pg_sys::Node) -> Tell {
     use pg_sys::NodeTag as T;
     // SAFETY: the tag tells the type of the node.
     unsafe {
         match (*node).type_ {
-            T::T_CreateExtensionStmt => true,
-            T::T_DropStmt => matches!(
-                (*node.cast::<pg_sys::DropStmt>()).removeType,
-                pg_sys::ObjectType::OBJECT_EXTENSION
-                    | pg_sys::ObjectType::OBJECT_SCHEMA
-                    // A watched table takes its documents along.
-                    | pg_sys::ObjectType::OBJECT_TABLE
-            ),
-            T::T_TransactionStmt => {
-                (*node.cast::<pg_sys::TransactionStmt>()).kind
-                    == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
+            T::T_CreateExtensionStmt => Tell::Started,
+            T::T_DropStmt
+                if matches!(
+                    (*node.cast::<pg_sys::DropStmt>()).removeType,
+                    pg_sys::ObjectType::OBJECT_EXTENSION
+                        | pg_sys::ObjectType::OBJECT_SCHEMA
+                        // A watched table takes its documents along.
+                        | pg_sys::ObjectType::OBJECT_TABLE
+                ) =>
+            {
+                Tell::Present
             }
-            _ => false,
+            T::T_TransactionStmt
+                if (*node.cast::<pg_sys::TransactionStmt>()).kind
+                    == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED =>
+            {
+                Tell::Reviewing
+            }
+            _ => Tell::Nobody,
         }
     }
 }
