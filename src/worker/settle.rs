@@ -23,9 +23,9 @@ use crate::worker::write::{accepts_no_rows, block_if_waited_for, block_now, writ
 const MAX_CHUNKS: usize = 4096;
 /// Wait before an answer is written again whose document was locked.
 const LOCKED_WAIT: Duration = Duration::from_millis(50);
-/// Lock timeouts (200 ms each) borne while looking for the document in a batch of 128 whose rows are locked: one for each
-/// halving. More than that, and the target as a whole is locked.
-const LOCK_PATIENCE: u32 = 8;
+/// Lock timeouts (200 ms each) borne while looking for the documents of a batch whose rows are locked, besides one for each
+/// halving until one stands alone. More than that, and the target as a whole is locked.
+const LOCK_PATIENCE: u32 = 2;
 /// Wait before a pipeline is written again whose target was locked.
 const STUCK_WAIT: Duration = Duration::from_secs(1);
 
@@ -140,7 +140,7 @@ impl Settler {
                     self.postpone(batch);
                     continue;
                 }
-                let mut patience = LOCK_PATIENCE;
+                let mut patience = LOCK_PATIENCE + batch.len().max(1).ilog2();
                 let forgive = rotated.contains(&id);
                 if let Err(error) =
                     self.settle_batch(batch, claims, pipeline, forgive, &mut patience)
