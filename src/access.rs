@@ -44,11 +44,16 @@ pub fn check(
         })?
         .allows(endpoint);
     let host = endpoint.host();
+    // The command replaces the whole setting.
+    let longer = match list.trim() {
+        "" => host.clone(),
+        present => format!("{present}, {host}"),
+    };
     if !(listed || trusted || endpoint.is_default_host()) {
         return Err(Denied {
             message: format!("host {host} is not in pg_ingest.allowed_hosts"),
             hint: format!(
-                "Ask an administrator: ALTER SYSTEM SET pg_ingest.allowed_hosts = '{host}'; SELECT pg_reload_conf();"
+                "Ask an administrator: ALTER SYSTEM SET pg_ingest.allowed_hosts = '{longer}'; SELECT pg_reload_conf();"
             ),
         });
     }

@@ -414,6 +414,13 @@ fn unmap(layout: &'static Layout) {
 }
 
 fn anonymous() -> &'static Layout {
+    let layout = std::alloc::Layout::new::<Layout>();
     // SAFETY: zeros are a valid layout; never freed.
-    unsafe { &*std::alloc::alloc_zeroed(std::alloc::Layout::new::<Layout>()).cast::<Layout>() }
+    unsafe {
+        let place = std::alloc::alloc_zeroed(layout).cast::<Layout>();
+        if place.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        &*place
+    }
 }

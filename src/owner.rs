@@ -2,6 +2,7 @@
 
 use pgrx::prelude::*;
 
+use crate::errors::{OrRaise, UserError};
 use crate::reading;
 
 /// While it lives, the current user is another role, in a security-restricted context: what that role's triggers,
@@ -60,7 +61,13 @@ fn extension_owner() -> pg_sys::Oid {
         "SELECT extowner FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'pg_ingest'",
         &[],
     )
-    .ok()
-    .flatten()
-    .unwrap_or(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID))
+    .or_raise()
+    .unwrap_or_else(|| {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            "the extension pg_ingest is not in this database",
+        )
+        .hint("Create it: CREATE EXTENSION pg_ingest CASCADE;")
+        .raise()
+    })
 }

@@ -216,13 +216,16 @@ impl Definition {
 
     /// Raises `42501` unless the current user sees it or may read its target: a query of theirs is paid by the owner.
     pub fn require_use(&self) {
-        // SAFETY: catalog look-ups inside a transaction; a table that was dropped is nobody's to read.
+        let mut is_missing = false;
+        // SAFETY: catalog look-ups inside a transaction. A table that was dropped is nobody's to read.
         let readable = unsafe {
-            pg_sys::pg_class_aclcheck(
+            pg_sys::pg_class_aclcheck_ext(
                 self.target,
                 pg_sys::GetUserId(),
                 pg_sys::ACL_SELECT as pg_sys::AclMode,
+                &mut is_missing,
             ) == pg_sys::AclResult::ACLCHECK_OK
+                && !is_missing
         };
         let seen = || access::visible_pipelines().contains(&self.pipeline_id);
         if !(readable || self.is_owned() || seen()) {

@@ -207,39 +207,36 @@ fn count_sample(definition: &Definition) -> Counted {
     counted
 }
 
-/// A document's content, and the bytes that the queue counts for it.
+/// A document's content, empty if it is too large to be embedded, and the bytes that the queue counts for it.
 fn content_of(document: i64) -> (String, u64) {
+    let largest = i32::try_from(settings::max_document_size()).unwrap_or(i32::MAX);
     let acting = ActingAs::extension_owner();
+    let (content, bytes) = reading::two::<String, i32>(
+        "SELECT CASE WHEN octet_length(content) <= $2 THEN content END, coalesce(octet_length(content), source_bytes, 0)
+         FROM ingest.documents WHERE id = $1",
+        &[document.into(), largest.into()],
+    )
+    .unwrap_or_default();
     let (watch, key) = reading::two::<i32, String>(
         "SELECT watch_id, source_key FROM ingest.documents WHERE id = $1",
         &[document.into()],
     )
     .unwrap_or_default();
-    let (content, bytes) = reading::two::<String, i32>(
-        "SELECT content, source_bytes FROM ingest.documents WHERE id = $1",
-        &[document.into()],
-    )
-    .unwrap_or_default();
+    let bytes = bytes.unwrap_or(0).max(0) as u64;
     let source =
         watch.and_then(|watch| Spi::connect_mut(|client| Source::find(client, watch)).or_raise());
     drop(acting);
     let Some(source) = source else {
-        let content = content.unwrap_or_default();
-        let bytes = content.len() as u64;
-        return (content, bytes);
+        return (content.unwrap_or_default(), bytes);
     };
     let statement = source.statements.as_ref().map(|s| s.reading.as_str());
-    let largest = i32::try_from(settings::max_document_size()).unwrap_or(i32::MAX);
     let _acting = ActingAs::new(source.owner);
     let content = reading::one(
         "SELECT ingest.try_reading($1, $2, $3)",
         &[statement.into(), key.into(), largest.into()],
     )
     .or_raise();
-    (
-        content.unwrap_or_default(),
-        bytes.unwrap_or(0).max(0) as u64,
-    )
+    (content.unwrap_or_default(), bytes)
 }
 
 /// What may be sent under the pipeline's limit, and what of today's budget is used; `None` without a limit.

@@ -148,7 +148,7 @@ fn load_files(directory: &str, pattern: &str, pipeline: &str) -> i64 {
     if failed > 0 {
         notice!("{failed} files could not be read as text: SELECT * FROM ingest.failures");
     }
-    if loaded == 0 && not_text.is_empty() {
+    if loaded == 0 && failed == 0 && not_text.is_empty() {
         notice!("no file below {directory:?} matches {pattern:?}");
     }
     loaded

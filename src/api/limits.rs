@@ -81,12 +81,19 @@ impl Figures {
 
     /// Writes the definition, which is `owner`'s from now on.
     fn write(&self, name: &str, owner: pg_sys::Oid) {
-        let _acting = ActingAs::extension_owner();
-        Spi::run_with_args(
-            "INSERT INTO ingest.limit_definition (name, owner, rpm, tpm, rpd, tpd, utilization) VALUES ($1, $2, $3, $4, $5, $6, $7)
-             ON CONFLICT (name) DO UPDATE
-                 SET owner = EXCLUDED.owner, rpm = EXCLUDED.rpm, tpm = EXCLUDED.tpm, rpd = EXCLUDED.rpd, tpd = EXCLUDED.tpd,
-                     utilization = EXCLUDED.utilization",
+        // SAFETY: a catalog look-up inside a transaction.
+        let anybodys = unsafe { pg_sys::superuser() };
+        let acting = ActingAs::extension_owner();
+        // Somebody else may have made one of this name meanwhile.
+        let written = Spi::get_one_with_args::<i64>(
+            "WITH written AS (
+                 INSERT INTO ingest.limit_definition AS l (name, owner, rpm, tpm, rpd, tpd, utilization) VALUES ($1, $2, $3, $4, $5, $6, $7)
+                 ON CONFLICT (name) DO UPDATE
+                     SET owner = EXCLUDED.owner, rpm = EXCLUDED.rpm, tpm = EXCLUDED.tpm, rpd = EXCLUDED.rpd, tpd = EXCLUDED.tpd,
+                         utilization = EXCLUDED.utilization
+                     WHERE $8 OR l.owner = EXCLUDED.owner
+                 RETURNING 1)
+             SELECT count(*) FROM written",
             &[
                 name.into(),
                 owner.into(),
@@ -95,9 +102,14 @@ impl Figures {
                 self.rpd.into(),
                 self.tpd.into(),
                 self.utilization.into(),
+                anybodys.into(),
             ],
         )
         .or_raise();
+        drop(acting);
+        if written != Some(1) {
+            not_owner(name).raise();
+        }
     }
 }
 
@@ -330,10 +342,15 @@ fn require_ownership(name: &str) -> Result<Option<pg_sys::Oid>, UserError> {
     if unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner) } {
         return Ok(Some(owner));
     }
-    Err(UserError::new(
+    Err(not_owner(name))
+}
+
+fn not_owner(name: &str) -> UserError {
+    UserError::new(
         PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
         format!("must be owner of limit {name:?}"),
-    ))
+    )
+    .hint("SELECT ingest.set_limit('…', …) makes one of another name.")
 }
 
 #[pg_extern(sql = false)]

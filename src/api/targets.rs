@@ -112,7 +112,14 @@ pub fn embedding_type(layout: Layout, dimensions: i32) -> String {
 fn vector_schema() -> String {
     Spi::get_one("SELECT ingest.vector_schema()")
         .or_raise()
-        .unwrap_or_else(|| "public".into())
+        .unwrap_or_else(|| {
+            UserError::new(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                "the extension vector is not in this database",
+            )
+            .hint("Create it: CREATE EXTENSION vector;")
+            .raise()
+        })
 }
 
 /// Makes the schema that clients look in, which they make themselves when they come first.

@@ -114,19 +114,32 @@ pub fn start(slot: usize, queries: Queries) -> std::io::Result<()> {
             while answering.load(Ordering::Acquire) >= MAX_ANSWERING {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            answering.fetch_add(1, Ordering::AcqRel);
+            let answer = Answering::begin(&answering);
             let queries = queries.clone();
-            let done = Arc::clone(&answering);
-            let started = engine::spawn_with_signals_blocked("ingest query", move || {
+            // Where no thread can be had, the closure is dropped, and the connection with it.
+            let _ = engine::spawn_with_signals_blocked("ingest query", move || {
+                let _answer = answer;
                 // A backend that has gone meanwhile wants no answer.
                 let _ = serve(stream, &queries);
-                done.fetch_sub(1, Ordering::AcqRel);
             });
-            if started.is_err() {
-                answering.fetch_sub(1, Ordering::AcqRel);
-            }
         }
     })
+}
+
+/// A query that is being answered, until this is dropped, however the answering ends.
+struct Answering(Arc<AtomicUsize>);
+
+impl Answering {
+    fn begin(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 fn serve(mut stream: UnixStream, queries: &Queries) -> std::io::Result<()> {

@@ -267,14 +267,17 @@ impl<'t> BeginningsCounter<'t> {
             if tokens > cap {
                 break;
             }
-            tokens += self.inner.count_word(word, *rule, counts);
+            tokens = self
+                .inner
+                .count_word(word, *rule, counts)
+                .saturating_add(tokens);
             end += word.len();
             // The last word may go on where this text ends.
             if end < text.len() {
                 self.ends.push((end, tokens));
             }
         }
-        tokens + (text.len() - end)
+        tokens.saturating_add(text.len() - end)
     }
 }
 
@@ -294,7 +297,7 @@ impl Inner {
             Some((rule, counts)) => {
                 for word in Words::new(text, *rule) {
                     done += word.len();
-                    tokens += self.count_word(word, *rule, counts);
+                    tokens = self.count_word(word, *rule, counts).saturating_add(tokens);
                     if tokens > cap {
                         break;
                     }
@@ -311,7 +314,7 @@ impl Inner {
                 }
             }
         }
-        tokens + (text.len() - done)
+        tokens.saturating_add(text.len() - done)
     }
 
     /// Counts without the memory of words, slice by slice.
@@ -319,10 +322,10 @@ impl Inner {
         let mut tokens = 0;
         while text.len() > SLICE {
             let (slice, rest) = text.split_at(floor_char_boundary(text, SLICE));
-            tokens += self.count_slice(slice);
+            tokens = self.count_slice(slice).saturating_add(tokens);
             text = rest;
         }
-        tokens + self.count_slice(text)
+        self.count_slice(text).saturating_add(tokens)
     }
 
     fn count_slice(&self, text: &str) -> usize {
@@ -348,7 +351,7 @@ impl Inner {
             if seen >= tokens {
                 break;
             }
-            seen += self.count_word(word, *rule, counts);
+            seen = self.count_word(word, *rule, counts).saturating_add(seen);
             end += word.len();
         }
         &text[..end]
