@@ -74,7 +74,7 @@ COMMENT ON COLUMN ingest.documents.metadata IS 'copied to every chunk; search() 
 COMMENT ON COLUMN ingest.documents.watch_id IS 'number of the watched table whose row it is, in ingest.watch; content and metadata are then read from there';
 COMMENT ON COLUMN ingest.documents.source_key IS 'primary key of that row: its text, or a JSON array of texts';
 COMMENT ON COLUMN ingest.documents.source_bytes IS 'bytes that the columns read of that row take, about';
-COMMENT ON COLUMN ingest.documents.source_version IS 'another one whenever that row changes; from ingest.source_version';
+COMMENT ON COLUMN ingest.documents.source_version IS 'changes whenever that row changes; drawn from the sequence ingest.source_version';
 
 CREATE SEQUENCE ingest.source_version CACHE 1;
 COMMENT ON SEQUENCE ingest.source_version IS 'Tells the changes of watched tables apart';

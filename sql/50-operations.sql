@@ -257,7 +257,7 @@ BEGIN
         ok := model_error IS NULL; detail := coalesce(model_error, p.model);
         hint := CASE WHEN NOT ok THEN
                     CASE WHEN p.model LIKE 'local/%' THEN 'Install the model below pg_ingest.model_dir (make model)'
-                         ELSE 'Put it right there, or change it with ingest.alter_pipeline()' END
+                         ELSE 'Correct what the detail names, or point the pipeline elsewhere with ingest.alter_pipeline()' END
                     || ', then SELECT ingest.resume(' || quote_literal(p.name) || ');' END;
         RETURN NEXT;
 

@@ -54,8 +54,8 @@ $$;
 COMMENT ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) IS 'SQL of what staging_sql() takes of a row';
 REVOKE ALL ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) FROM PUBLIC;
 
--- Two statements: documents for rows that have none, then a new version for those that were there. Whoever is adding the same
--- document just now is waited for by the first, whichever unique index tells, and seen by the second. $3 is the version.
+-- Two statements: the first adds documents for rows that have none, and waits for whoever is adding the same one, whichever unique
+-- index tells; the second gives those that were there a new version, $3.
 CREATE FUNCTION ingest.staging_sql(w ingest.watch, rows text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
@@ -114,7 +114,7 @@ BEGIN
     GET DIAGNOSTICS removed = ROW_COUNT;
     RETURN removed;
 END $$;
-COMMENT ON FUNCTION ingest.forget_source(int, int) IS 'Removes so many documents of a watched table with their chunks; returns how many it were';
+COMMENT ON FUNCTION ingest.forget_source(int, int) IS 'Deletes at most so many documents of a watched table, with their chunks; returns how many';
 REVOKE ALL ON FUNCTION ingest.forget_source(int, int) FROM PUBLIC;
 
 CREATE FUNCTION ingest.forget_all_of_source(watch_id int) RETURNS void

@@ -5,8 +5,10 @@
 //! cool-down. What is counted lies in atomics ([`limiter::Limit`]), which the engine's threads use; names and
 //! definitions lie behind a lock that only main threads take.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use limiter::{Budget, InFlight, Limit, Now};
 use pgrx::prelude::*;
@@ -138,8 +140,8 @@ pub struct LimitDefinition {
     pub today: (u64, u64),
 }
 
-/// Notes how this database defines its limits: takes new and changed figures into effect, and withdraws what this process
-/// saw `before` and sees no longer (at its start: all else). What it never saw, another worker may have noted meanwhile.
+/// Publishes this database's definitions, and withdraws those that this process published `before` and that are gone (at its
+/// start: all others). Definitions that it never saw may be another worker's, and stay.
 pub fn define(
     database: pg_sys::Oid,
     before: Option<&[LimitDefinition]>,
@@ -260,7 +262,7 @@ pub fn limit_of_pipeline(key: NonZeroU64) -> &'static Limit {
         let index = find_or_take(&mut DIRECTORY.exclusive(), owner)?;
         Some(&counters.limits[index])
     });
-    let limit = shared.unwrap_or_else(|| Box::leak(Box::default()));
+    let limit = shared.unwrap_or_else(|| own(&OWN_LIMITS, key));
     limit.configure(
         Now::read(),
         &Budget {
@@ -301,8 +303,18 @@ pub fn in_flight_of_pipeline(key: NonZeroU64) -> &'static InFlight {
     });
     match shared {
         Some(slot) => &slot.in_flight,
-        None => Box::leak(Box::default()),
+        None => own(&OWN_IN_FLIGHT, key),
     }
+}
+
+/// What this process counts for pipelines that have found no place in shared memory.
+type Own<T> = Mutex<BTreeMap<NonZeroU64, &'static T>>;
+static OWN_LIMITS: Own<Limit> = Mutex::new(BTreeMap::new());
+static OWN_IN_FLIGHT: Own<InFlight> = Mutex::new(BTreeMap::new());
+
+fn own<T: Default>(all: &Own<T>, key: NonZeroU64) -> &'static T {
+    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    all.entry(key).or_insert_with(|| Box::leak(Box::default()))
 }
 
 /// Begins anew for a worker: another process has its number.

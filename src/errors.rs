@@ -22,12 +22,12 @@ impl UserError {
         }
     }
 
-    /// `22023 invalid_parameter_value`: an argument that cannot be.
+    /// `22023 invalid_parameter_value`: an argument with an invalid value.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
     }
 
-    /// `0A000 feature_not_supported`: what a pipeline that is there cannot be given another of.
+    /// `0A000 feature_not_supported`: a property of an existing pipeline that cannot be changed.
     pub fn unsupported(what: &str) -> Self {
         Self::new(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,

@@ -43,7 +43,7 @@ pub struct Columns {
     pub filtered: &'static str,
     /// Its vector.
     pub embedding: &'static str,
-    /// What equals the key of a chunk that we wrote, and has an index.
+    /// An expression with an index that is the document's key in chunks that we wrote.
     found_by: &'static str,
     /// Whether we wrote it.
     is_ours: &'static str,

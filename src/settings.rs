@@ -73,7 +73,7 @@ pub fn define() {
     }
     GucRegistry::define_int_guc(
         c"pg_ingest.request_timeout",
-        c"Time after which a request to an embedding API without a whole answer has failed.",
+        c"Maximum time for a request to an embedding API, with its whole answer.",
         c"",
         &REQUEST_TIMEOUT,
         100,
@@ -83,7 +83,7 @@ pub fn define() {
     );
     GucRegistry::define_int_guc(
         c"pg_ingest.connect_timeout",
-        c"Time after which a connection to an embedding API that does not stand has failed.",
+        c"Maximum time to establish a connection to an embedding API.",
         c"",
         &CONNECT_TIMEOUT,
         100,

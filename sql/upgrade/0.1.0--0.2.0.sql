@@ -57,7 +57,7 @@ CREATE UNIQUE INDEX documents_source ON ingest.documents (watch_id, source_key) 
 COMMENT ON COLUMN ingest.documents.watch_id IS 'number of the watched table whose row it is, in ingest.watch; content and metadata are then read from there';
 COMMENT ON COLUMN ingest.documents.source_key IS 'primary key of that row: its text, or a JSON array of texts';
 COMMENT ON COLUMN ingest.documents.source_bytes IS 'bytes that the columns read of that row take, about';
-COMMENT ON COLUMN ingest.documents.source_version IS 'another one whenever that row changes; from ingest.source_version';
+COMMENT ON COLUMN ingest.documents.source_version IS 'changes whenever that row changes; drawn from the sequence ingest.source_version';
 CREATE SEQUENCE ingest.source_version CACHE 1;
 
 COMMENT ON SEQUENCE ingest.source_version IS 'Tells the changes of watched tables apart';
@@ -1360,7 +1360,7 @@ BEGIN
         ok := model_error IS NULL; detail := coalesce(model_error, p.model);
         hint := CASE WHEN NOT ok THEN
                     CASE WHEN p.model LIKE 'local/%' THEN 'Install the model below pg_ingest.model_dir (make model)'
-                         ELSE 'Put it right there, or change it with ingest.alter_pipeline()' END
+                         ELSE 'Correct what the detail names, or point the pipeline elsewhere with ingest.alter_pipeline()' END
                     || ', then SELECT ingest.resume(' || quote_literal(p.name) || ');' END;
         RETURN NEXT;
 
@@ -1713,8 +1713,8 @@ COMMENT ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) IS 'SQL 
 
 REVOKE ALL ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) FROM PUBLIC;
 
--- Two statements: documents for rows that have none, then a new version for those that were there. Whoever is adding the same
--- document just now is waited for by the first, whichever unique index tells, and seen by the second. $3 is the version.
+-- Two statements: the first adds documents for rows that have none, and waits for whoever is adding the same one, whichever unique
+-- index tells; the second gives those that were there a new version, $3.
 CREATE OR REPLACE FUNCTION ingest.staging_sql(w ingest.watch, rows text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
@@ -1780,7 +1780,7 @@ BEGIN
     RETURN removed;
 END $$;
 
-COMMENT ON FUNCTION ingest.forget_source(int, int) IS 'Removes so many documents of a watched table with their chunks; returns how many it were';
+COMMENT ON FUNCTION ingest.forget_source(int, int) IS 'Deletes at most so many documents of a watched table, with their chunks; returns how many';
 
 REVOKE ALL ON FUNCTION ingest.forget_source(int, int) FROM PUBLIC;
 

@@ -45,8 +45,8 @@ struct Given<'a> {
 }
 
 impl Given<'_> {
-    /// What goes for the definition in use as well as for the one to come: nothing that makes other vectors, and of how the model
-    /// is reached what they have in common.
+    /// The given arguments that also apply to the definition in use: none that changes chunks or vectors, and connection settings
+    /// only where both definitions agree.
     fn shared(self, used: &Definition, to_come: &Definition) -> Result<Self, UserError> {
         let same_provider =
             parse_model(&used.model)?.provider == parse_model(&to_come.model)?.provider;
@@ -83,7 +83,7 @@ pub struct Wanted {
     splitter: String,
     concurrency: Option<i32>,
     batch_size: Option<i32>,
-    /// Whether the batch size of before means nothing to the new model.
+    /// Whether the provider changed, so that the old batch size is dropped.
     forget_batch_size: bool,
     max_attempts: Option<i32>,
     index: Option<String>,

@@ -12,7 +12,7 @@ use crate::reading;
 
 /// What every default target's name ends with, and no object of the extension's own.
 const SUFFIX: &str = "_chunks";
-/// What the name of a table that is built beside it goes on with, and perhaps a number.
+/// Suffix of a rebuild's table: `_next`, then `_next2`, and so on.
 const BESIDE: &str = "_next";
 
 /// Whether a table of this name is made, and indexed, with the rights of the extension's owner.

@@ -65,7 +65,7 @@ fn count(sql: &str, pipeline_id: i32) -> Option<i64> {
     Spi::get_one_with_args::<i64>(sql, &[pipeline_id.into()]).or_raise()
 }
 
-/// Has queries fail from which row security keeps rows, as long as somebody is acted for.
+/// Makes queries fail instead of leaving out rows that row security hides, while an [`ActingAs`] lives.
 fn see_every_row() {
     Spi::run("SET LOCAL row_security = off").or_raise();
 }
@@ -86,7 +86,9 @@ fn change_at_once(definition: &Definition, wanted: &Wanted, one_by_one: bool) {
         Some(queued @ 1..) if one_by_one => notice!(
             "{queued} documents are queued to be split anew; their old chunks serve until then"
         ),
-        Some(queued @ 1..) => notice!("{queued} documents are queued to be embedded so"),
+        Some(queued @ 1..) => {
+            notice!("{queued} documents are queued to be embedded with the new definition")
+        }
         _ => {}
     }
 }

@@ -9,8 +9,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// A look at the head is made again after so many times what the last one took, so that all of them take a twentieth of the
-/// time at most: at once, practically, while the head is short.
+/// The head is scanned again after so many times the duration of the last scan, so that scans take at most a twentieth of the
+/// time: at once, practically, while the head is short.
 const REST: u32 = 20;
 
 /// And after so long at the latest.

@@ -35,13 +35,13 @@ pub struct Limits {
     pub documents: usize,
     /// Bytes of their contents; one document may have more.
     pub bytes: usize,
-    /// Chunks that those that changed have in the target, reckoned by their size; one document may have more.
+    /// Chunks that the claimed revised documents have in the target, estimated from their size; one document may have more.
     pub former_chunks: usize,
     /// Bytes of text in a chunk, roughly.
     pub chunk_bytes: usize,
     /// Whether the documents are read, too.
     pub read: bool,
-    /// A row of a watched table that is not: it cannot be.
+    /// A document whose watched row could not be read: it is claimed without being read.
     pub unreadable: Option<i64>,
 }
 

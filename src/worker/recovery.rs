@@ -157,7 +157,7 @@ fn find(
 
 fn give_up(client: &mut SpiClient, suspect: &Suspect) -> Result<(), pgrx::spi::Error> {
     let message = format!(
-        "the worker process died {} while it worked on this document; the server's log may say of what",
+        "the worker process died {} while it worked on this document; the server's log may say why",
         if suspect.crashes == 1 {
             "once".to_owned()
         } else {

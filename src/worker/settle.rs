@@ -31,7 +31,7 @@ const STUCK_WAIT: Duration = Duration::from_secs(1);
 
 /// Chunks of all pipelines that are kept at most while their targets take nothing: some 50 MB of vectors.
 const MAX_KEPT_CHUNKS: usize = 8192;
-/// Documents remembered at most as those at which a target took nothing; beyond, each has to be seen once more.
+/// Most documents remembered as those at which a target accepted nothing; beyond that the list starts anew.
 const MAX_ACCUSED: usize = 1024;
 
 /// Settles documents, and remembers those that had to wait.
@@ -47,8 +47,8 @@ pub struct Settler {
     random: RandomState,
 }
 
-/// A document at which it showed that its pipeline's target takes nothing, if that is what it shows: a trigger may say of one
-/// document what a full disk says of all.
+/// A document whose write failed as if the target accepted nothing. The suspicion against the target may be wrong: a trigger can
+/// raise for one document what a full disk raises for all.
 struct Accused {
     pipeline: i32,
     /// Whether others of the pipeline have been written since.

@@ -297,7 +297,7 @@ impl LocalModel {
         } else {
             Err(EmbedError::new(
                 ErrorClass::BadResponse,
-                "the model gave a vector without a direction or not finite",
+                "the model returned a zero or non-finite vector",
             ))
         }
     }

@@ -298,8 +298,8 @@ impl Engine {
         self.remotes.take_events()
     }
 
-    /// The next chunks of which this process has written the vectors, but does not remember them: somebody is to look into the
-    /// target of their pipeline. Of so many chunks there as `most` says for the number of a pipeline, or one document.
+    /// Chunks whose vectors this process wrote and no longer remembers: the caller should read them from the target. At most
+    /// `most(pipeline)` chunks of the target have to be read for it, or one document's.
     pub fn next_look_up(&self, most: impl Fn(i32) -> usize) -> Option<LookUp> {
         self.once.next_look_up(most)
     }

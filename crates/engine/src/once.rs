@@ -39,7 +39,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// What a place is found by. Where two keys have the same, the texts tell them apart.
+    /// What a text is looked up by in [`Places`]. Two keys may have the same; the texts are compared then.
     fn place(&self) -> u64 {
         let recipe = u64::from(self.pipeline.cast_unsigned()) << 32 | u64::from(self.recipe);
         self.text[0] ^ recipe.wrapping_mul(0x9e37_79b9_7f4a_7c15)

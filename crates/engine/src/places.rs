@@ -23,7 +23,7 @@ pub(crate) struct Place {
     pub(crate) key: String,
     /// How many chunks that document has; 65,535 when it has more.
     pub(crate) chunks: usize,
-    /// What its vector is told by.
+    /// Fingerprint of its vector.
     pub(crate) vector: u32,
 }
 
@@ -68,7 +68,7 @@ impl Places {
         held + held / 8
     }
 
-    /// Notes the texts of a document: their hashes, and what their vectors are told by.
+    /// Notes the texts of a document: their hashes, and the fingerprints of their vectors.
     pub(crate) fn put(&mut self, key: &str, texts: &[(u64, u32)]) {
         let Ok(length) = u16::try_from(key.len()) else {
             return;

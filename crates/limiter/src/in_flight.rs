@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU32;
 
 use crate::ORDER;
 
-/// Worker processes of one database, at most.
+/// Worker processes of the server, at most.
 pub const MAX_WORKERS: usize = 64;
 
 /// Set in a worker's count when its process is ending: nothing is counted in for it any more.

@@ -29,7 +29,7 @@ pub struct LookUp {
     pipeline: i32,
     recipe: u32,
     keys: BTreeSet<String>,
-    /// Each with what the vector of its text is told by.
+    /// Each with the fingerprint of its text's vector.
     waiting: Vec<(Held, u32)>,
 }
 
@@ -182,7 +182,7 @@ impl Rest {
     }
 }
 
-/// What a vector is told by: the signs of its numbers, which rounding to half precision leaves as they are.
+/// A fingerprint of a vector: of the signs of its numbers, which rounding to half precision leaves as they are.
 pub(super) fn signs(vector: &[f32]) -> u32 {
     let mixed = vector.chunks(64).fold(0u64, |mixed, numbers| {
         let signs = numbers.iter().fold(1, |signs: u64, x| {
