@@ -2,18 +2,23 @@ CREATE FUNCTION ingest.embed_array(input text, pipeline text) RETURNS real[]
 LANGUAGE c VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'embed_array_wrapper';
 COMMENT ON FUNCTION ingest.embed_array(text, text) IS 'What embed() casts to a vector';
 
-CREATE FUNCTION ingest.embed(input text, pipeline text = 'default') RETURNS vector
-LANGUAGE plpgsql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN ingest.embed_array(input, pipeline);
-END $$;
-COMMENT ON FUNCTION ingest.embed(text, text) IS 'The vector of a query, made by the worker with the pipeline''s model';
-
 CREATE FUNCTION ingest.vector_schema() RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
 $$;
 COMMENT ON FUNCTION ingest.vector_schema() IS 'The schema of pgvector, quoted for use in SQL';
+
+DO $embed$
+BEGIN
+    EXECUTE format($create$
+        CREATE FUNCTION ingest.embed(input text, pipeline text = 'default') RETURNS %s.vector
+        LANGUAGE plpgsql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN ingest.embed_array(input, pipeline);
+END $$
+    $create$, ingest.vector_schema());
+END $embed$;
+COMMENT ON FUNCTION ingest.embed(text, text) IS 'The vector of a query, made by the worker with the pipeline''s model';
 
 -- A rebuild may end while the query is being embedded, and its vector belongs to the old table then. From the moment that
 -- the table is locked, which costs nothing more than reading it later does, none can.

@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use pgrx::pg_sys::panic::pgrx_extern_c_guard as guarded;
 use pgrx::prelude::*;
 
 use crate::copying::Diverted;
@@ -23,6 +24,8 @@ thread_local! {
     static EXIT_REGISTERED: Cell<bool> = const { Cell::new(false) };
     /// This database, while a transaction drops the extension in it.
     static DROPPING: RefCell<Option<Vacated>> = const { RefCell::new(None) };
+    /// The database that the present statement has to itself.
+    static VACATED: RefCell<Option<Vacated>> = const { RefCell::new(None) };
 }
 
 static mut PREVIOUS_UTILITY_HOOK: pg_sys::ProcessUtility_hook_type = None;
@@ -68,6 +71,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
             | pg_sys::XactEvent::XACT_EVENT_PREPARE
     ) {
         DROPPING.take();
+        VACATED.take();
     }
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
@@ -162,7 +166,26 @@ impl Drop for Vacated {
     }
 }
 
-#[pg_guard]
+/// The server's own function without pgrx's wrapper around it, which would catch an error and raise another one that lacks some
+/// of what the first told: the constraint, the line of a COPY, the position, SQLSTATEs of users' own.
+mod raw {
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        #[allow(clippy::too_many_arguments)]
+        pub fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            query: *const std::ffi::c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            dest: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+}
+
 #[allow(clippy::too_many_arguments)]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -174,77 +197,88 @@ unsafe extern "C-unwind" fn process_utility(
     dest: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: Postgres passes a planned utility statement; its node tag says what it is.
-    if unsafe { drops_extension((*statement).utilityStmt) } {
-        // Until the transaction ends: a worker that came back earlier would wait for the locks of the drop, or it for
-        // the worker's.
-        // SAFETY: a plain global.
-        let database = unsafe { pg_sys::MyDatabaseId };
-        if DROPPING.with_borrow(|dropping| dropping.is_none()) {
-            DROPPING.replace(Vacated::new(database));
-        }
-    }
-    // SAFETY: as above.
-    let (vacated, tells, changes_databases, updates_extension) = unsafe {
-        let node = (*statement).utilityStmt;
-        (
-            database_to_vacate(node).and_then(Vacated::new),
-            tells(node),
-            matches!(
-                (*node).type_,
-                pg_sys::NodeTag::T_CreatedbStmt | pg_sys::NodeTag::T_AlterDatabaseStmt
-            ),
-            (*node).type_ == pg_sys::NodeTag::T_AlterExtensionStmt,
-        )
+    // SAFETY: Postgres passes a planned utility statement.
+    let running = unsafe { guarded(|| Running::begin(statement)) };
+    let run = match unsafe { PREVIOUS_UTILITY_HOOK } {
+        Some(previous) => previous,
+        None => raw::standard_ProcessUtility,
     };
-    // SAFETY: as above.
-    let diverted = unsafe { Diverted::new(statement) };
-    let statement = diverted.as_ref().map_or(statement, Diverted::statement);
-    // An error unwinds through this frame, and `vacated` is dropped on its way.
-    // SAFETY: the arguments are handed on as they came.
+    // SAFETY: the arguments are handed on as they came. An error of the statement leaves by longjmp, past this frame, in which
+    // nothing is to be dropped: what has begun for the statement ends with its transaction.
     unsafe {
-        match PREVIOUS_UTILITY_HOOK {
-            Some(previous) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                previous(
-                    statement,
-                    query,
-                    read_only_tree,
-                    context,
-                    params,
-                    environment,
-                    dest,
-                    completion,
-                )
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                statement,
-                query,
-                read_only_tree,
-                context,
-                params,
-                environment,
-                dest,
-                completion,
-            ),
+        run(
+            running.statement,
+            query,
+            read_only_tree,
+            context,
+            params,
+            environment,
+            dest,
+            completion,
+        );
+        guarded(|| running.end());
+    }
+}
+
+/// A utility statement, and what is done besides. Plain data: it is forgotten when the statement fails.
+#[derive(Clone, Copy)]
+struct Running {
+    /// The statement to run.
+    statement: *mut pg_sys::PlannedStmt,
+    diverted: Option<Diverted>,
+    tells: Tell,
+    changes_databases: bool,
+    updates_extension: bool,
+}
+
+impl Running {
+    /// # Safety
+    /// A planned utility statement.
+    unsafe fn begin(statement: *mut pg_sys::PlannedStmt) -> Self {
+        // SAFETY: the node's tag says what it is.
+        unsafe {
+            let node = (*statement).utilityStmt;
+            if drops_extension(node) && DROPPING.with_borrow(Option::is_none) {
+                // Until the transaction ends: a worker that came back earlier would wait for the locks of the drop, or it for
+                // the worker's.
+                DROPPING.replace(Vacated::new(pg_sys::MyDatabaseId));
+            }
+            if let Some(database) = database_to_vacate(node) {
+                VACATED.replace(Vacated::new(database));
+            }
+            let diverted = Diverted::new(statement);
+            Self {
+                statement: diverted.map_or(statement, |diverted| diverted.statement()),
+                diverted,
+                tells: tells(node),
+                changes_databases: matches!(
+                    (*node).type_,
+                    pg_sys::NodeTag::T_CreatedbStmt | pg_sys::NodeTag::T_AlterDatabaseStmt
+                ),
+                updates_extension: (*node).type_ == pg_sys::NodeTag::T_AlterExtensionStmt,
+            }
         }
     }
-    drop(vacated);
-    if let Some(diverted) = diverted {
-        diverted.finish();
-    }
-    match tells {
-        Tell::Nobody => {}
-        Tell::Present => NUDGE_AT_COMMIT.set(true),
-        Tell::Started => at_commit(),
-        Tell::Reviewing => review_at_commit(),
-    }
-    if updates_extension {
-        // Workers look which release's SQL there is now.
-        review_at_commit();
-    }
-    if changes_databases {
-        // Its template may have had the extension, or it takes connections now.
-        DATABASES_CHANGED.set(true);
+
+    fn end(self) {
+        VACATED.take();
+        if let Some(diverted) = self.diverted {
+            diverted.finish();
+        }
+        match self.tells {
+            Tell::Nobody => {}
+            Tell::Present => NUDGE_AT_COMMIT.set(true),
+            Tell::Started => at_commit(),
+            Tell::Reviewing => review_at_commit(),
+        }
+        if self.updates_extension {
+            // Workers look which release's SQL there is now.
+            review_at_commit();
+        }
+        if self.changes_databases {
+            // Its template may have had the extension, or it takes connections now.
+            DATABASES_CHANGED.set(true);
+        }
     }
 }
 

@@ -1,5 +1,9 @@
 \echo Use "ALTER EXTENSION pg_ingest UPDATE TO '0.2.0'" to load this file. \quit
 
+-- What this script says means what Postgres itself means by it: an operator or a function that somebody has put beside pgvector, and
+-- that fits better, would else be run by whoever creates the extension, and stand in the views.
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+
 -- Tables
 
 ALTER TABLE ingest.pipeline
