@@ -130,7 +130,7 @@ impl Vacated {
             pgrx::check_for_interrupts!();
             std::thread::sleep(Duration::from_millis(2));
             if Instant::now() > impatient {
-                cancel_workers(shared, database);
+                cancel_workers(shared, database, |_| true);
                 impatient = deadline;
             }
         }
@@ -138,9 +138,24 @@ impl Vacated {
     }
 }
 
-/// Cancels what the workers of a database are doing; they leave afterwards.
-fn cancel_workers(shared: &shmem::Shared, database: pg_sys::Oid) {
-    for (_, slot) in shared.workers_of(database) {
+/// Cancels what the workers of this database are doing that build an index.
+pub fn cancel_index_builds() {
+    // SAFETY: a plain global, set when the backend connected.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    if let Some(shared) = shmem::get() {
+        cancel_workers(shared, database, |slot| {
+            slot.state.load(Ordering::SeqCst) == shmem::WorkerState::BuildingIndex as u8
+        });
+    }
+}
+
+/// Cancels what workers of a database are doing.
+fn cancel_workers(
+    shared: &shmem::Shared,
+    database: pg_sys::Oid,
+    which: impl Fn(&shmem::WorkerSlot) -> bool,
+) {
+    for (_, slot) in shared.workers_of(database).filter(|(_, slot)| which(slot)) {
         let pid = slot.pid.load(Ordering::SeqCst);
         if pid > 0 {
             // SAFETY: no pointers; the process is one of this server's, and treats the signal as a cancel.

@@ -14,6 +14,7 @@ use crate::errors::{OrRaise, UserError};
 use crate::installed;
 use crate::layout::Layout;
 use crate::owner::ActingAs;
+use crate::wake;
 use crate::{access, reading, settings};
 
 /// The class of the advisory locks on pipelines that are altered or switched; the number is pg_ingest's own.
@@ -77,11 +78,14 @@ impl Definition {
         seen.require_ownership();
         {
             let _acting = ActingAs::extension_owner();
-            Spi::run_with_args(
-                "SELECT pg_advisory_xact_lock($1, $2)",
-                &[CHANGE_LOCK.into(), seen.pipeline_id.into()],
-            )
-            .or_raise();
+            let lock = [CHANGE_LOCK.into(), seen.pipeline_id.into()];
+            let free =
+                Spi::get_one_with_args::<bool>("SELECT pg_try_advisory_xact_lock($1, $2)", &lock);
+            if free.or_raise() != Some(true) {
+                // The index of new vectors may take hours; it is begun again if it is still wanted.
+                wake::cancel_index_builds();
+                Spi::run_with_args("SELECT pg_advisory_xact_lock($1, $2)", &lock).or_raise();
+            }
         }
         Self::named(name)
     }

@@ -279,8 +279,7 @@ fn drop_pipeline(name: &str, drop_target: bool) {
 }
 
 fn set_paused(name: &str, paused: bool) {
-    let definition = Definition::named(name);
-    definition.require_ownership();
+    let definition = Definition::to_change(name);
     if !paused {
         // Whoever resumes knows better than the provider how long to wait.
         // SAFETY: a plain global, set when the backend connected.
