@@ -192,7 +192,7 @@ fn make_beside(definition: &Definition, wanted: &Wanted, schema: &str, name: &st
         .or_raise()
         .unwrap_or_default();
         for name in statistics {
-            let name = quote_qualified_identifier(place.as_str(), name);
+            let name = quote_qualified_identifier(place.as_str(), name.as_str());
             Spi::run(&format!("ALTER STATISTICS {name} SET SCHEMA {schema}")).or_raise();
         }
         Spi::run(&format!("DROP SCHEMA {}", quote_identifier(&place))).or_raise();
