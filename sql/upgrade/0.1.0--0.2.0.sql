@@ -2316,32 +2316,72 @@ CREATE POLICY own_pipelines ON ingest.failures FOR SELECT
 
 COMMENT ON POLICY own_pipelines ON ingest.failures IS 'Failures of pipelines that the role owns or was granted';
 
--- Whoever was given the documents saw those of all pipelines, and goes on so.
+-- A pipeline is granted whole: to whoever could see and change the documents of all of them.
 INSERT INTO ingest.pipeline_grant (pipeline_id, grantee)
 SELECT DISTINCT p.pipeline_id, a.grantee::regrole
 FROM ingest.pipeline p, pg_catalog.pg_class c, aclexplode(c.relacl) a
-WHERE c.oid = 'ingest.documents'::regclass AND a.grantee <> 0 AND a.grantee <> c.relowner
-  AND a.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE');
+WHERE c.oid = 'ingest.documents'::regclass AND a.grantee NOT IN (0, c.relowner)
+  AND has_schema_privilege(a.grantee, 'ingest', 'USAGE')
+  AND has_table_privilege(a.grantee, c.oid, 'SELECT') AND has_table_privilege(a.grantee, c.oid, 'INSERT')
+  AND has_table_privilege(a.grantee, c.oid, 'UPDATE') AND has_table_privilege(a.grantee, c.oid, 'DELETE');
 
--- The rights that are given below are for everybody; default privileges may have given others on what was made above.
+-- The rights that are given below are for everybody. Others were given by an administrator or by default privileges.
 DO $$
 DECLARE
+    former record;
     given text;
 BEGIN
-    FOR given IN
-        WITH object (kind, name, acl, owner) AS (
-            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text, c.relacl, c.relowner
-            FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
+    FOR former IN
+        WITH relation AS (
+            SELECT c.* FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
             JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
-            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'v', 'S')
-            UNION ALL
-            SELECT 'FUNCTION', f.oid::regprocedure::text, f.proacl, f.proowner
-            FROM pg_proc f WHERE f.pronamespace = 'ingest'::regnamespace
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'v')
+        ), given AS (
+            SELECT r.oid, r.relowner, a.grantee FROM relation r, aclexplode(r.relacl) a
+            UNION
+            SELECT r.oid, r.relowner, a.grantee FROM relation r JOIN pg_attribute c ON c.attrelid = r.oid, aclexplode(c.attacl) a
         )
-        SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', o.kind, o.name,
-                               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
-        FROM object o, aclexplode(o.acl) a
-        WHERE a.grantee <> o.owner AND (a.grantee <> 0 OR o.kind <> 'FUNCTION')
+        SELECT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE 'role ' || quote_ident(pg_get_userbyid(g.grantee)) END AS who,
+               CASE g.grantee WHEN 0 THEN '…' ELSE quote_ident(pg_get_userbyid(g.grantee)) END AS named,
+               string_agg(format('ingest.%I', c.relname), ', ' ORDER BY c.relname) AS relations
+        FROM given g JOIN pg_class c USING (oid)
+        WHERE g.grantee <> g.relowner
+          AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = g.grantee AND (r.rolsuper OR r.rolbypassrls))
+          AND EXISTS (SELECT FROM ingest.pipeline p
+                      WHERE g.grantee = 0
+                         OR NOT pg_has_role(g.grantee, p.owner::oid, 'USAGE')
+                            AND NOT EXISTS (SELECT FROM ingest.pipeline_grant u
+                                            WHERE u.pipeline_id = p.pipeline_id AND pg_has_role(g.grantee, u.grantee::oid, 'USAGE')))
+        GROUP BY g.grantee
+    LOOP
+        RAISE WARNING '% loses its rights on %', former.who, former.relations
+            USING DETAIL = 'A role now sees and changes what belongs to pipelines that it owns or was granted. They were granted to '
+                           'roles that had SELECT, INSERT, UPDATE and DELETE on ingest.documents.',
+                  HINT = format('To let it see and change the documents of all pipelines: SELECT ingest.grant_pipeline(name, %L) '
+                                'FROM ingest.pipelines;', former.named);
+    END LOOP;
+    FOR given IN
+        WITH member AS (
+            SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+        ), relation AS (
+            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, c.*
+            FROM member m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid WHERE c.relkind IN ('r', 'v', 'S')
+        ), given (kind, name, owner, grantee) AS (
+            SELECT r.kind, r.oid::regclass::text, r.relowner, a.grantee FROM relation r, aclexplode(r.relacl) a
+            UNION
+            SELECT r.kind, r.oid::regclass::text, r.relowner, a.grantee
+            FROM relation r JOIN pg_attribute c ON c.attrelid = r.oid, aclexplode(c.attacl) a
+            UNION
+            -- Of those that 0.1.0 or this script took from everybody.
+            SELECT 'ROUTINE', f.oid::regprocedure::text, f.proowner, a.grantee
+            FROM member m JOIN pg_proc f ON m.classid = 'pg_proc'::regclass AND f.oid = m.objid
+            JOIN pg_init_privs i ON i.classoid = m.classid AND i.objoid = m.objid, aclexplode(f.proacl) a
+            WHERE NOT EXISTS (SELECT FROM aclexplode(i.initprivs) e WHERE e.grantee = 0)
+        )
+        SELECT format('REVOKE ALL ON %s %s FROM %s CASCADE', g.kind, g.name,
+                      CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END)
+        FROM given g WHERE g.grantee <> g.owner
     LOOP
         EXECUTE given;
     END LOOP;
