@@ -142,3 +142,27 @@ fn what_is_not_the_extensions_keeps_its_rights() {
     // What the extension keeps for itself is nobody's to call any more.
     forbidden(&mut client, "SELECT ingest.remove_pipeline(1)");
 }
+
+#[test]
+fn what_was_in_the_schema_before_keeps_its_rights() {
+    let db = Database::empty_in(shared_cluster(&[]));
+    db.run("CREATE SCHEMA ingest");
+    let (app, mut client) = another(&db, "app");
+    db.run(&format!(
+        "CREATE TABLE ingest.own AS SELECT 3 AS n; GRANT SELECT ON ingest.own TO {app}"
+    ));
+    db.run("CREATE EXTENSION pg_ingest CASCADE; SELECT ingest.create_pipeline()");
+    db.run(&format!("GRANT SELECT ON ingest.default_chunks TO {app}"));
+    let reads = "SELECT * FROM ingest.own, ingest.default_chunks";
+    run(&mut client, reads);
+    // The target stays when the extension goes, and the schema with it.
+    let (guest, mut visitor) = another(&db, "guest");
+    db.run(&format!("REVOKE USAGE ON SCHEMA ingest FROM {guest}; GRANT USAGE ON SCHEMA ingest TO {app} WITH GRANT OPTION"));
+    run(
+        &mut client,
+        &format!("GRANT USAGE ON SCHEMA ingest TO {guest}"),
+    );
+    db.run("DROP EXTENSION pg_ingest; CREATE EXTENSION pg_ingest");
+    run(&mut client, reads);
+    run(&mut visitor, "SELECT * FROM ingest.progress");
+}
