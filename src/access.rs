@@ -15,6 +15,28 @@ use crate::installed::{Installed, installed};
 use crate::owner::ActingAs;
 use crate::{reading, settings};
 
+/// What stands before an error about a pipeline's host or key. The view `ingest.progress_of_all` knows it, too: what follows is
+/// for the owner alone to read.
+const UNUSABLE: &str = "the host or key of the pipeline cannot be used";
+
+/// An error about a pipeline's host or key, to be kept where others than its owner may come by it.
+pub fn marked(error: EmbedError) -> EmbedError {
+    EmbedError {
+        message: format!("{UNUSABLE}: {}", error.message),
+        ..error
+    }
+}
+
+/// Whether an error was [`marked`].
+pub fn is_for_the_owner(message: &str) -> bool {
+    message.starts_with(UNUSABLE)
+}
+
+/// What others than the owner are told instead.
+pub fn told_to_others() -> String {
+    format!("{UNUSABLE}: its owner can see why")
+}
+
 /// Why something is not allowed.
 pub struct Denied {
     /// What is not.
