@@ -42,7 +42,7 @@ BEGIN
     RAISE EXCEPTION 'permission denied for pipeline %', quote_literal(name)
         USING ERRCODE = 'insufficient_privilege',
               DETAIL = format('Role %I neither owns it nor was granted it.', current_user),
-              HINT = format('Its owner may say: SELECT ingest.grant_pipeline(%L, %L);', name, current_user);
+              HINT = format('Its owner may say: SELECT ingest.grant_pipeline(%L, %L);', name, quote_ident(current_user));
 END $$;
 COMMENT ON FUNCTION ingest.refuse_pipeline(text) IS 'Raises the error for a pipeline that the current role may not use, or that does not exist';
 

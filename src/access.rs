@@ -67,7 +67,7 @@ pub fn check(
                     .into(),
         })?
         .allows(endpoint);
-    let host = endpoint.host();
+    let host = AllowedHosts::entry_for(endpoint);
     // The command replaces the whole setting.
     let longer = match list.trim() {
         "" => host.clone(),

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use harness::roles::{Role, another, column, forbidden, refused, role, run};
+use harness::roles::{Role, another, column, forbidden, pipeline_owner, refused, role, run};
 use harness::*;
 
 /// Two roles, each with a pipeline of its own with two documents, one of them a failure. The second's documents speak of a
@@ -470,4 +470,20 @@ fn copy_and_dump_work_for_those_who_may() {
     let mut dump = db.cluster().program("pg_dump");
     let dump = db.cluster().run(dump.arg(db.name()));
     assert!(dump.contains("theirs good") && dump.contains("ours good"));
+}
+
+#[test]
+fn the_hint_names_a_role_as_sql_wants_it() {
+    let db = Database::with_pipeline();
+    let name = format!("Mixed Case {}", db.name());
+    db.run(&format!(
+        "CREATE ROLE \"{name}\"; GRANT USAGE ON SCHEMA ingest TO \"{name}\"; SET ROLE \"{name}\""
+    ));
+    let insert = "INSERT INTO ingest.documents (content) VALUES ('x')";
+    let hint = db.expect_error(insert).hint.expect("a hint");
+    db.run("RESET ROLE");
+    let advice = hint.split_once("may say: ").expect("what to say").1;
+    db.run(advice);
+    db.run(&format!("SET ROLE \"{name}\"; {insert}; RESET ROLE"));
+    db.run(&format!("DROP OWNED BY \"{name}\"; DROP ROLE \"{name}\""));
 }

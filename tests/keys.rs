@@ -285,3 +285,31 @@ fn where_a_key_is_kept_is_for_the_owner_alone() {
     hidden(seen(&mut client));
     assert!(seen(&mut owns).2.contains("may not use the key"));
 }
+
+#[test]
+fn a_host_is_allowed_as_the_hint_writes_it() {
+    let cluster = Cluster::start(&[]);
+    let db = Database::new_in(&cluster);
+    let (_owner, mut client) = role(&db);
+    for (url, entry) in [
+        ("http://127.0.0.1/v1", "127.0.0.1:80"),
+        ("https://127.0.0.1/v1", "127.0.0.1"),
+        ("http://127.0.0.1:443/v1", "127.0.0.1:443"),
+    ] {
+        let create = format!(
+            "SELECT ingest.create_pipeline('mine', model => 'ollama/x', dimensions => 8, base_url => '{url}', target => 'app.docs')"
+        );
+        let error = forbidden(&mut client, &create);
+        let advice = format!("pg_ingest.allowed_hosts = '{entry}'");
+        assert!(error.text().contains(&advice), "{}", error.text());
+        cluster.reload(&[("pg_ingest.allowed_hosts", entry)]);
+        wait_until("what the hint says helps", SOON, || {
+            client.batch_execute(&create).is_ok()
+        });
+        run(&mut client, "SELECT ingest.drop_pipeline('mine', true)");
+        cluster.reload(&[("pg_ingest.allowed_hosts", "")]);
+        wait_until("nothing is allowed", SOON, || {
+            column::<String>(&mut client, "SHOW pg_ingest.allowed_hosts") == [""]
+        });
+    }
+}
