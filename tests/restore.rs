@@ -2,6 +2,7 @@
 //! embedded again, and what was waiting goes on.
 
 use fake_api::FakeApi;
+use harness::roles::another;
 use harness::*;
 
 /// Everything that must be the same afterwards.
@@ -274,4 +275,20 @@ fn a_remote_backlog_goes_on_in_a_fresh_server_and_nothing_embedded_is_sent_again
         [1, 2]
     );
     assert!(restored.one::<bool>("SELECT bool_and(ok) FROM ingest.doctor()"));
+}
+
+#[test]
+fn who_was_dropped_takes_no_pipeline_along_into_the_dump() {
+    let db = Database::with_pipeline();
+    let (stays, _client) = another(&db, "stays");
+    let gone = format!("gone_{}", db.name());
+    db.run(&format!(
+        "CREATE ROLE {gone}; SELECT ingest.grant_pipeline('default', '{gone}'), ingest.grant_pipeline('default', '{stays}');
+         DROP ROLE {gone}"
+    ));
+    let granted = "SELECT grantee::text FROM ingest.pipeline_grant";
+    assert_eq!(db.all::<String>(granted).len(), 2);
+    let restored = Database::empty_in(db.cluster());
+    restored.restore(&db.dump(&[]));
+    assert_eq!(restored.all::<String>(granted), [stays.to_string()]);
 }

@@ -117,7 +117,9 @@ CREATE TABLE ingest.pipeline_grant (
 
 COMMENT ON TABLE ingest.pipeline_grant IS 'Roles that use a pipeline without owning it; change it with ingest.grant_pipeline() and ingest.revoke_pipeline()';
 
-SELECT pg_catalog.pg_extension_config_dump('ingest.pipeline_grant', '');
+-- A role that was dropped is a number there, which may be somebody else's elsewhere.
+SELECT pg_catalog.pg_extension_config_dump('ingest.pipeline_grant',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
 
 -- A barrier: a function in a query's WHERE must not see the rows that are left out.
 CREATE OR REPLACE VIEW ingest.visible_pipelines WITH (security_barrier) AS
