@@ -13,6 +13,7 @@ ALTER TABLE ingest.pipeline
     ADD UNIQUE (pipeline_id, generation);
 -- Nobody has noted whether these were other ones when the vectors were made that are in the target.
 UPDATE ingest.pipeline SET reuses = false WHERE base_url IS NOT NULL OR request IS NOT NULL;
+ALTER TABLE ingest.pipeline ALTER COLUMN reuses DROP DEFAULT;
 
 ALTER TABLE ingest.documents
     ADD COLUMN watch_id       int,
@@ -247,6 +248,22 @@ BEGIN
 END $$;
 
 COMMENT ON FUNCTION ingest.require_read_committed(text, text, text) IS 'Raises an error in a transaction that sees only what was committed when it began';
+
+CREATE OR REPLACE FUNCTION ingest.pipeline_added() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- A dump of 0.1.0 does not say whether these were other ones when the vectors were made that are in the target.
+    NEW.reuses := NOT (current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off'
+                       AND (NEW.base_url IS NOT NULL OR NEW.request IS NOT NULL));
+    RETURN NEW;
+END $$;
+
+COMMENT ON FUNCTION ingest.pipeline_added() IS 'Whether a pipeline keeps vectors that are there: a new one does, a restored one where that is known';
+
+CREATE TRIGGER pipeline_added BEFORE INSERT ON ingest.pipeline
+    FOR EACH ROW WHEN (NEW.reuses IS NULL) EXECUTE FUNCTION ingest.pipeline_added();
+
+REVOKE ALL ON FUNCTION ingest.pipeline_added() FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
