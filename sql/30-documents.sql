@@ -351,7 +351,19 @@ COMMENT ON FUNCTION ingest.queue_restored() IS 'Wakes the worker for a restored 
 CREATE TRIGGER queue_restored AFTER INSERT ON ingest.queue
     FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION ingest.queue_restored();
 
+CREATE FUNCTION ingest.pipeline_added() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- A dump of 0.1.0 does not say whether these were other ones when the vectors were made that are in the target.
+    NEW.reuses := NOT (current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off'
+                       AND (NEW.base_url IS NOT NULL OR NEW.request IS NOT NULL));
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION ingest.pipeline_added() IS 'Whether a pipeline keeps vectors that are there: a new one does, a restored one where that is known';
+CREATE TRIGGER pipeline_added BEFORE INSERT ON ingest.pipeline
+    FOR EACH ROW WHEN (NEW.reuses IS NULL) EXECUTE FUNCTION ingest.pipeline_added();
+
 -- Only the tables above fire these; a role that could attach them to a table of its own would run them on what it likes.
 REVOKE ALL ON FUNCTION ingest.document_without_key(), ingest.document_changed(), ingest.documents_inserted(),
     ingest.documents_updated(), ingest.documents_deleted(), ingest.documents_truncated(), ingest.claim_without_worker(),
-    ingest.queue_restored() FROM PUBLIC;
+    ingest.queue_restored(), ingest.pipeline_added() FROM PUBLIC;

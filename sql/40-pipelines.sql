@@ -140,7 +140,8 @@ SELECT n.name AS pipeline,
             THEN make_interval(secs => ceil(60 * n.queued_bytes / 4.0 / n.target_tpm)) + coalesce(n.cooling_down, interval '0')
             END AS eta,
        ingest.cost_usd(n.model, n.tokens) AS cost_usd,
-       coalesce(n.blocked_error, n.problem,
+       coalesce(CASE WHEN starts_with(n.blocked_error, 'the host or key of the pipeline cannot be used') AND NOT pg_has_role(n.owner::oid, 'USAGE')
+                     THEN 'the host or key of the pipeline cannot be used: its owner can see why' ELSE n.blocked_error END, n.problem,
                 (SELECT f.message FROM ingest.failures f
                  WHERE f.pipeline = n.name AND f.rebuild = (n.successor_of IS NOT NULL)
                  ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error,

@@ -278,10 +278,22 @@ BEGIN
     END LOOP;
 
     -- That no worker runs is said above.
-    FOR p IN SELECT * FROM ingest.progress g WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem LOOP
+    FOR p IN
+        SELECT g.*, h.heir FROM ingest.progress g
+        -- REASSIGN OWNED gives the target to another role, and not the pipeline.
+        LEFT JOIN LATERAL (
+            SELECT c.relowner::regrole::text AS heir FROM ingest.pipelines l JOIN pg_class c ON c.oid = l.target
+            WHERE l.name = g.pipeline AND c.relowner <> l.owner::oid
+              AND (NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = l.owner::oid)
+                   OR NOT has_table_privilege(l.owner::oid, c.oid, 'INSERT') OR NOT has_table_privilege(l.owner::oid, c.oid, 'DELETE'))
+        ) AS h ON true
+        WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem
+    LOOP
         "check" := format('state of %s', p.pipeline); ok := p.state <> 'blocked';
         detail := p.state || coalesce(': ' || p.last_error, '');
-        hint := format('SELECT ingest.resume(%L);', p.pipeline);
+        hint := CASE WHEN p.state = 'blocked' AND p.heir IS NOT NULL
+                     THEN format('Its target belongs to %s, who gets the pipeline, too, by SELECT ingest.set_owner(%L, %L); ', p.heir, p.pipeline, p.heir)
+                          || 'then ' ELSE '' END || format('SELECT ingest.resume(%L);', p.pipeline);
         RETURN NEXT;
     END LOOP;
 

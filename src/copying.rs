@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString, c_char};
 use pgrx::prelude::*;
 
 use crate::errors::{OrRaise, UserError};
+use crate::reading::{self, refuse_if_read_only};
 
 /// Where the rows go first.
 const STATION: &CStr = c"pg_ingest_copy_in_progress";
@@ -31,6 +32,8 @@ impl Diverted {
             if !is_refused((*statement).utilityStmt) {
                 return None;
             }
+            refuse_if_read_only(c"COPY FROM");
+            require_temporary_tables();
             let statement: *mut pg_sys::PlannedStmt =
                 pg_sys::copyObjectImpl(statement.cast()).cast();
             let copy: *mut pg_sys::CopyStmt = (*statement).utilityStmt.cast();
@@ -117,6 +120,26 @@ unsafe fn is_refused(node: *mut pg_sys::Node) -> bool {
             && target == documents
             && pg_sys::check_enable_rls(documents, pg_sys::InvalidOid, true)
                 == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+    }
+}
+
+/// Raises `42501` when the current user may not create them.
+fn require_temporary_tables() {
+    let (allowed, grant) = reading::two::<bool, String>(
+        "SELECT pg_catalog.has_database_privilege(d.name, 'TEMPORARY'),
+                pg_catalog.format('GRANT TEMPORARY ON DATABASE %I TO %I;', d.name, CURRENT_USER)
+         FROM (SELECT pg_catalog.current_database() AS name) AS d",
+        &[],
+    )
+    .or_raise();
+    if allowed != Some(true) {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "permission denied for COPY to ingest.documents",
+        )
+        .detail("Where row security applies, its rows take the way through a temporary table, which the role may not create.")
+        .hint(format!("{} Or INSERT the documents.", grant.unwrap_or_default()))
+        .raise();
     }
 }
 

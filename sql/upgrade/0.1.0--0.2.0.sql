@@ -17,6 +17,7 @@ ALTER TABLE ingest.pipeline
     ADD UNIQUE (pipeline_id, generation);
 -- Nobody has noted whether these were other ones when the vectors were made that are in the target.
 UPDATE ingest.pipeline SET reuses = false WHERE base_url IS NOT NULL OR request IS NOT NULL;
+ALTER TABLE ingest.pipeline ALTER COLUMN reuses DROP DEFAULT;
 
 ALTER TABLE ingest.documents
     ADD COLUMN watch_id       int,
@@ -121,7 +122,9 @@ CREATE TABLE ingest.pipeline_grant (
 
 COMMENT ON TABLE ingest.pipeline_grant IS 'Roles that use a pipeline without owning it; change it with ingest.grant_pipeline() and ingest.revoke_pipeline()';
 
-SELECT pg_catalog.pg_extension_config_dump('ingest.pipeline_grant', '');
+-- A role that was dropped is a number there, which may be somebody else's elsewhere.
+SELECT pg_catalog.pg_extension_config_dump('ingest.pipeline_grant',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
 
 -- A barrier: a function in a query's WHERE must not see the rows that are left out.
 CREATE OR REPLACE VIEW ingest.visible_pipelines WITH (security_barrier) AS
@@ -159,7 +162,7 @@ BEGIN
     RAISE EXCEPTION 'permission denied for pipeline %', quote_literal(name)
         USING ERRCODE = 'insufficient_privilege',
               DETAIL = format('Role %I neither owns it nor was granted it.', current_user),
-              HINT = format('Its owner may say: SELECT ingest.grant_pipeline(%L, %L);', name, current_user);
+              HINT = format('Its owner may say: SELECT ingest.grant_pipeline(%L, %L);', name, quote_ident(current_user));
 END $$;
 
 COMMENT ON FUNCTION ingest.refuse_pipeline(text) IS 'Raises the error for a pipeline that the current role may not use, or that does not exist';
@@ -249,6 +252,22 @@ BEGIN
 END $$;
 
 COMMENT ON FUNCTION ingest.require_read_committed(text, text, text) IS 'Raises an error in a transaction that sees only what was committed when it began';
+
+CREATE OR REPLACE FUNCTION ingest.pipeline_added() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- A dump of 0.1.0 does not say whether these were other ones when the vectors were made that are in the target.
+    NEW.reuses := NOT (current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off'
+                       AND (NEW.base_url IS NOT NULL OR NEW.request IS NOT NULL));
+    RETURN NEW;
+END $$;
+
+COMMENT ON FUNCTION ingest.pipeline_added() IS 'Whether a pipeline keeps vectors that are there: a new one does, a restored one where that is known';
+
+CREATE TRIGGER pipeline_added BEFORE INSERT ON ingest.pipeline
+    FOR EACH ROW WHEN (NEW.reuses IS NULL) EXECUTE FUNCTION ingest.pipeline_added();
+
+REVOKE ALL ON FUNCTION ingest.pipeline_added() FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -596,7 +615,8 @@ SELECT n.name AS pipeline,
             THEN make_interval(secs => ceil(60 * n.queued_bytes / 4.0 / n.target_tpm)) + coalesce(n.cooling_down, interval '0')
             END AS eta,
        ingest.cost_usd(n.model, n.tokens) AS cost_usd,
-       coalesce(n.blocked_error, n.problem,
+       coalesce(CASE WHEN starts_with(n.blocked_error, 'the host or key of the pipeline cannot be used') AND NOT pg_has_role(n.owner::oid, 'USAGE')
+                     THEN 'the host or key of the pipeline cannot be used: its owner can see why' ELSE n.blocked_error END, n.problem,
                 (SELECT f.message FROM ingest.failures f
                  WHERE f.pipeline = n.name AND f.rebuild = (n.successor_of IS NOT NULL)
                  ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error,
@@ -1421,10 +1441,22 @@ BEGIN
     END LOOP;
 
     -- That no worker runs is said above.
-    FOR p IN SELECT * FROM ingest.progress g WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem LOOP
+    FOR p IN
+        SELECT g.*, h.heir FROM ingest.progress g
+        -- REASSIGN OWNED gives the target to another role, and not the pipeline.
+        LEFT JOIN LATERAL (
+            SELECT c.relowner::regrole::text AS heir FROM ingest.pipelines l JOIN pg_class c ON c.oid = l.target
+            WHERE l.name = g.pipeline AND c.relowner <> l.owner::oid
+              AND (NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = l.owner::oid)
+                   OR NOT has_table_privilege(l.owner::oid, c.oid, 'INSERT') OR NOT has_table_privilege(l.owner::oid, c.oid, 'DELETE'))
+        ) AS h ON true
+        WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem
+    LOOP
         "check" := format('state of %s', p.pipeline); ok := p.state <> 'blocked';
         detail := p.state || coalesce(': ' || p.last_error, '');
-        hint := format('SELECT ingest.resume(%L);', p.pipeline);
+        hint := CASE WHEN p.state = 'blocked' AND p.heir IS NOT NULL
+                     THEN format('Its target belongs to %s, who gets the pipeline, too, by SELECT ingest.set_owner(%L, %L); ', p.heir, p.pipeline, p.heir)
+                          || 'then ' ELSE '' END || format('SELECT ingest.resume(%L);', p.pipeline);
         RETURN NEXT;
     END LOOP;
 
@@ -2356,32 +2388,72 @@ CREATE POLICY own_pipelines ON ingest.failures FOR SELECT
 
 COMMENT ON POLICY own_pipelines ON ingest.failures IS 'Failures of pipelines that the role owns or was granted';
 
--- Whoever was given the documents saw those of all pipelines, and goes on so.
+-- A pipeline is granted whole: to whoever could see and change the documents of all of them.
 INSERT INTO ingest.pipeline_grant (pipeline_id, grantee)
 SELECT DISTINCT p.pipeline_id, a.grantee::regrole
 FROM ingest.pipeline p, pg_catalog.pg_class c, aclexplode(c.relacl) a
-WHERE c.oid = 'ingest.documents'::regclass AND a.grantee <> 0 AND a.grantee <> c.relowner
-  AND a.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE');
+WHERE c.oid = 'ingest.documents'::regclass AND a.grantee NOT IN (0, c.relowner)
+  AND has_schema_privilege(a.grantee, 'ingest', 'USAGE')
+  AND has_table_privilege(a.grantee, c.oid, 'SELECT') AND has_table_privilege(a.grantee, c.oid, 'INSERT')
+  AND has_table_privilege(a.grantee, c.oid, 'UPDATE') AND has_table_privilege(a.grantee, c.oid, 'DELETE');
 
--- The rights that are given below are for everybody; default privileges may have given others on what was made above.
+-- The rights that are given below are for everybody. Others were given by an administrator or by default privileges.
 DO $$
 DECLARE
+    former record;
     given text;
 BEGIN
-    FOR given IN
-        WITH object (kind, name, acl, owner) AS (
-            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text, c.relacl, c.relowner
-            FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
+    FOR former IN
+        WITH relation AS (
+            SELECT c.* FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
             JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
-            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'v', 'S')
-            UNION ALL
-            SELECT 'FUNCTION', f.oid::regprocedure::text, f.proacl, f.proowner
-            FROM pg_proc f WHERE f.pronamespace = 'ingest'::regnamespace
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'v')
+        ), given AS (
+            SELECT r.oid, r.relowner, a.grantee FROM relation r, aclexplode(r.relacl) a
+            UNION
+            SELECT r.oid, r.relowner, a.grantee FROM relation r JOIN pg_attribute c ON c.attrelid = r.oid, aclexplode(c.attacl) a
         )
-        SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', o.kind, o.name,
-                               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
-        FROM object o, aclexplode(o.acl) a
-        WHERE a.grantee <> o.owner AND (a.grantee <> 0 OR o.kind <> 'FUNCTION')
+        SELECT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE 'role ' || quote_ident(pg_get_userbyid(g.grantee)) END AS who,
+               CASE g.grantee WHEN 0 THEN '…' ELSE quote_ident(pg_get_userbyid(g.grantee)) END AS named,
+               string_agg(format('ingest.%I', c.relname), ', ' ORDER BY c.relname) AS relations
+        FROM given g JOIN pg_class c USING (oid)
+        WHERE g.grantee <> g.relowner
+          AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = g.grantee AND (r.rolsuper OR r.rolbypassrls))
+          AND EXISTS (SELECT FROM ingest.pipeline p
+                      WHERE g.grantee = 0
+                         OR NOT pg_has_role(g.grantee, p.owner::oid, 'USAGE')
+                            AND NOT EXISTS (SELECT FROM ingest.pipeline_grant u
+                                            WHERE u.pipeline_id = p.pipeline_id AND pg_has_role(g.grantee, u.grantee::oid, 'USAGE')))
+        GROUP BY g.grantee
+    LOOP
+        RAISE WARNING '% loses its rights on %', former.who, former.relations
+            USING DETAIL = 'A role now sees and changes what belongs to pipelines that it owns or was granted. They were granted to '
+                           'roles that had SELECT, INSERT, UPDATE and DELETE on ingest.documents.',
+                  HINT = format('To let it see and change the documents of all pipelines: SELECT ingest.grant_pipeline(name, %L) '
+                                'FROM ingest.pipelines;', former.named);
+    END LOOP;
+    FOR given IN
+        WITH member AS (
+            SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+        ), relation AS (
+            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, c.*
+            FROM member m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid WHERE c.relkind IN ('r', 'v', 'S')
+        ), given (kind, name, owner, grantee) AS (
+            SELECT r.kind, r.oid::regclass::text, r.relowner, a.grantee FROM relation r, aclexplode(r.relacl) a
+            UNION
+            SELECT r.kind, r.oid::regclass::text, r.relowner, a.grantee
+            FROM relation r JOIN pg_attribute c ON c.attrelid = r.oid, aclexplode(c.attacl) a
+            UNION
+            -- Of those that 0.1.0 or this script took from everybody.
+            SELECT 'ROUTINE', f.oid::regprocedure::text, f.proowner, a.grantee
+            FROM member m JOIN pg_proc f ON m.classid = 'pg_proc'::regclass AND f.oid = m.objid
+            JOIN pg_init_privs i ON i.classoid = m.classid AND i.objoid = m.objid, aclexplode(f.proacl) a
+            WHERE NOT EXISTS (SELECT FROM aclexplode(i.initprivs) e WHERE e.grantee = 0)
+        )
+        SELECT format('REVOKE ALL ON %s %s FROM %s CASCADE', g.kind, g.name,
+                      CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END)
+        FROM given g WHERE g.grantee <> g.owner
     LOOP
         EXECUTE given;
     END LOOP;

@@ -166,8 +166,8 @@ impl Definition {
             .map_err(|error| UserError::invalid(error.to_string()).hint(error.hint()))
     }
 
-    /// Why it cannot be used on this server as it is defined; `None` when nothing is in the way. Whether its key can be
-    /// read is told to its owner only.
+    /// Why it cannot be used on this server as it is defined; `None` when nothing is in the way. What its host and key are, and
+    /// whether the key can be read, is told to its owner only.
     pub fn problem(&self) -> Option<String> {
         let remote = match self.remote() {
             Ok(Some(remote)) => remote,
@@ -187,7 +187,10 @@ impl Definition {
         };
         if let Err(denied) = access::check(&remote.endpoint, key.as_ref(), self.owner, self.trusted)
         {
-            return Some(denied.message);
+            return Some(match self.is_owned() {
+                true => denied.message,
+                false => access::told_to_others(),
+            });
         }
         if !self.is_owned() {
             return None;
@@ -197,7 +200,8 @@ impl Definition {
             .map(|error| error.message)
     }
 
-    fn is_owned(&self) -> bool {
+    /// Whether the current user owns it.
+    pub(super) fn is_owned(&self) -> bool {
         // SAFETY: catalog look-ups inside a transaction.
         unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), self.owner) }
     }

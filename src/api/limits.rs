@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use crate::api::MAX_NAME;
 use crate::budgets::{self, Seen};
 use crate::errors::{OrRaise, UserError};
+use crate::installed::{Installed, installed};
 use crate::owner::ActingAs;
 use crate::reading::{self, refuse_if_read_only};
 use crate::{access, wake};
@@ -300,6 +301,10 @@ fn known_limits() -> String {
 
 /// The same as a list.
 fn visible_limits() -> Vec<String> {
+    // The SQL of 0.1.0 has no such view, and nothing is sent while it is there.
+    if let Installed::Other(_) = installed() {
+        return Vec::new();
+    }
     reading::one(
         "SELECT coalesce(pg_catalog.array_agg(name), '{}') FROM ingest.visible_limits",
         &[],
