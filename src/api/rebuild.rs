@@ -182,6 +182,23 @@ fn make_beside(definition: &Definition, wanted: &Wanted, schema: &str, name: &st
     // Nothing of this evaluates an expression.
     let _acting = lent::acting_on(definition.target, definition.owner);
     if lent {
+        // Their names are free where they were made.
+        let taken: Vec<String> = Spi::get_one_with_args(
+            "SELECT array_agg(format('ALTER %s %I.%I RENAME TO %I', n.kind, $1, n.name, left(n.name, 40) || '_' || left(md5(gen_random_uuid()::text), 8)))
+             FROM (SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'INDEX' END AS kind, c.relname::text AS name
+                   FROM pg_class c JOIN pg_class o ON o.relname = c.relname AND o.relnamespace = to_regnamespace($2)
+                   WHERE c.relnamespace = to_regnamespace($1) AND c.relkind IN ('i', 'S')
+                   UNION ALL
+                   SELECT 'STATISTICS', s.stxname::text
+                   FROM pg_statistic_ext s JOIN pg_statistic_ext o ON o.stxname = s.stxname AND o.stxnamespace = to_regnamespace($2)
+                   WHERE s.stxnamespace = to_regnamespace($1)) AS n",
+            &[place.as_str().into(), quote_identifier(schema).into()],
+        )
+        .or_raise()
+        .unwrap_or_default();
+        for statement in &taken {
+            Spi::run(statement).or_raise();
+        }
         let schema = quote_identifier(schema);
         Spi::run(&format!("ALTER TABLE {next} SET SCHEMA {schema}")).or_raise();
         // Unlike indexes and sequences, extended statistics do not go with their table.

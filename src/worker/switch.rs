@@ -450,10 +450,11 @@ fn switch(successor: i32) -> Step {
         run(client, "SELECT ingest.carry_queue($1)", &[successor.into()]).map(drop)
     })
     .or_raise();
+    let lends = lent::lends(tables.old, tables.owner);
     for (renames, statement) in swap_statements(&tables) {
         // What a policy says is parsed, and may call a function, when it is made.
-        let _acting = if renames {
-            lent::acting_on(tables.old, tables.owner)
+        let _acting = if renames && lends {
+            ActingAs::extension_owner()
         } else {
             ActingAs::new(tables.owner)
         };
