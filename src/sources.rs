@@ -203,31 +203,3 @@ pub fn reading<R>(
     PLACE.take();
     read
 }
-
-// timeout.h, which pgrx does not bind.
-unsafe extern "C-unwind" {
-    fn enable_timeout_after(id: libc::c_int, delay_ms: libc::c_int);
-    fn disable_timeout(id: libc::c_int, keep_indicator: bool);
-}
-/// `STATEMENT_TIMEOUT` of timeout.h's enum TimeoutId, in 14 to 18.
-const STATEMENT_TIMEOUT: libc::c_int = 3;
-
-/// While it lives, statements are cancelled after [`PATIENCE`].
-pub struct Impatience(());
-
-impl Impatience {
-    /// From now on; in a worker, whose statements have no timeout otherwise.
-    pub fn new() -> Self {
-        // SAFETY: every process with a database has registered this timeout at its start; it sends the process the signal
-        // that cancels its statement.
-        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, PATIENCE.as_millis() as libc::c_int) };
-        Self(())
-    }
-}
-
-impl Drop for Impatience {
-    fn drop(&mut self) {
-        // SAFETY: as above; it may have fired.
-        unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
-    }
-}

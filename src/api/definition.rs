@@ -13,11 +13,9 @@ use crate::api::targets::table_name;
 use crate::errors::{OrRaise, UserError};
 use crate::installed;
 use crate::layout::Layout;
+use crate::locks::Lock;
 use crate::owner::ActingAs;
 use crate::{access, reading, settings};
-
-/// The class of the advisory locks on pipelines that are altered or switched; the number is pg_ingest's own.
-pub const CHANGE_LOCK: i32 = 0x7067_5f69;
 
 /// A pipeline as SQL functions need it.
 pub struct Definition {
@@ -75,14 +73,7 @@ impl Definition {
     pub fn to_change(name: &str) -> Self {
         let seen = Self::named(name);
         seen.require_ownership();
-        {
-            let _acting = ActingAs::extension_owner();
-            Spi::run_with_args(
-                "SELECT pg_advisory_xact_lock($1, $2)",
-                &[CHANGE_LOCK.into(), seen.pipeline_id.into()],
-            )
-            .or_raise();
-        }
+        Lock::Change(seen.pipeline_id).wait_alone();
         Self::named(name)
     }
 
