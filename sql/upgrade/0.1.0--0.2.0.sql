@@ -584,6 +584,20 @@ COMMENT ON VIEW ingest.pipelines IS 'The definitions of the pipelines that you o
 
 COMMENT ON COLUMN ingest.pipelines.granted_to IS 'roles that grant_pipeline() let in';
 COMMENT ON COLUMN ingest.pipelines.language IS 'the text search configuration of hybrid_search() and its index';
+CREATE OR REPLACE VIEW ingest.claims WITH (security_barrier) AS
+SELECT q.pipeline_id FROM ingest.queue q
+WHERE q.claimed_by IS NOT NULL AND q.pipeline_id IN (SELECT v.pipeline_id FROM ingest.visible_pipelines v);
+
+COMMENT ON VIEW ingest.claims IS 'Behind claimed_documents(): a row for each document that a worker holds, of the pipelines that you see';
+
+-- Documents in flight are few, whatever the length of the queue; the settings keep a planner without statistics from
+-- reading all of it. A plain index scan also marks the entries of finished documents dead, a bitmap scan would not.
+CREATE OR REPLACE FUNCTION ingest.claimed_documents() RETURNS TABLE (pipeline_id int, claimed bigint)
+LANGUAGE sql STABLE ROWS 10
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    SELECT c.pipeline_id, count(*) FROM ingest.claims c GROUP BY c.pipeline_id
+$$;
+
 -- Of all pipelines that the role sees, those that are being rebuilt and their rebuilds, which have their name.
 CREATE OR REPLACE VIEW ingest.progress_of_all WITH (security_barrier) AS
 WITH counted AS (
@@ -1043,7 +1057,7 @@ END $$;
 COMMENT ON FUNCTION ingest.remove_successor(int) IS 'Deletes what is known of a pipeline''s successor, but for its table';
 
 CREATE OR REPLACE FUNCTION ingest.new_failures(pipeline_id int) RETURNS bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(*)
     FROM ingest.pipeline s JOIN ingest.failures f ON f.pipeline = s.name AND f.rebuild
     WHERE s.successor_of = new_failures.pipeline_id
@@ -1168,7 +1182,11 @@ COMMENT ON FUNCTION ingest.finish_rebuild(text) IS 'Has a rebuild take the old o
 CREATE OR REPLACE VIEW ingest.rebuilds WITH (security_barrier) AS
 SELECT a.pipeline, p.model, p.dimensions, p.chunk_tokens, p.chunk_overlap, p.splitter, p.target,
        CASE WHEN a.state IN ('paused', 'blocked') OR a.pending + a.in_flight > 0 THEN a.state
-            WHEN NOT p.accepts_failures AND ingest.new_failures(p.successor_of) > 0 THEN 'failed'
+            WHEN NOT p.accepts_failures
+                 AND EXISTS (SELECT FROM ingest.failures f
+                             WHERE f.pipeline = p.name AND f.rebuild
+                               AND NOT EXISTS (SELECT FROM ingest.failures o WHERE o.document_id = f.document_id AND NOT o.rebuild))
+            THEN 'failed'
             ELSE 'switching' END AS state,
        a.documents, a.embedded, a.pending, a.in_flight, a.failed, a.percent, a.bar, a.chunks, a.tokens, a.documents_per_minute,
        a.tokens_per_minute, a.eta, a.cost_usd, a.last_error, p.created_at AS started_at
@@ -1187,7 +1205,7 @@ REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclas
     ingest.missing_indexes(regclass, regclass), ingest.swap_statements(regclass, regclass), ingest.hold_pipeline(int),
     ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.former_target(int), ingest.queue_for_successor(int),
     ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.successor_is_level(int),
-    ingest.hold_for_switch(int), ingest.carry_queue(int), ingest.take_place(int) FROM PUBLIC;
+    ingest.hold_for_switch(int), ingest.carry_queue(int), ingest.take_place(int), ingest.new_failures(int) FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION ingest.retry_failures(pipelines int[], key text, error_class text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -1242,13 +1260,18 @@ BEGIN
     RETURN queued_again;
 END $$;
 
+-- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
+CREATE OR REPLACE VIEW ingest.pending WITH (security_barrier) AS
+SELECT p.pipeline_id,
+       t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')
+                + CASE WHEN p.successor_of IS NULL THEN 0 ELSE 1 END AS documents
+FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.visible_pipelines v USING (pipeline_id);
+
+COMMENT ON VIEW ingest.pending IS 'Behind pending_documents(): what is pending in the pipelines that you see';
+
 CREATE OR REPLACE FUNCTION ingest.pending_documents(pipelines int[]) RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    -- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
-    SELECT coalesce(sum(t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')), 0)::bigint
-           + count(p.successor_of)
-    FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
-    WHERE t.pipeline_id = ANY (pending_documents.pipelines)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(sum(p.documents), 0)::bigint FROM ingest.pending p WHERE p.pipeline_id = ANY (pending_documents.pipelines)
 $$;
 
 COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines, rebuilds among them that have not ended, and watched tables being read';
@@ -2381,6 +2404,6 @@ GRANT SELECT, DELETE, INSERT (id, pipeline, key, content, metadata, created_at, 
     UPDATE (id, pipeline, key, content, metadata, created_at, updated_at) ON ingest.documents TO PUBLIC;
 
 GRANT SELECT ON ingest.failures, ingest.progress, ingest.rebuilds, ingest.watches, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
-    ingest.visible_limits TO PUBLIC;
+    ingest.visible_limits, ingest.claims, ingest.pending TO PUBLIC;
 
 COMMENT ON FUNCTION ingest.target_of(text) IS 'Where the pipeline of this name keeps its chunks; an error when there is none. Whoever may read the table may search it';
