@@ -1605,7 +1605,8 @@ BEGIN
     END IF;
 
     -- PostgREST cannot choose between functions of one name.
-    SELECT f.oid::regprocedure AS signature, coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
+    SELECT f.oid::regprocedure AS signature, pg_get_userbyid(f.proowner) = current_user
+               AND coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
            f.proallargtypes[5] = id_column.type::regtype AS same
     INTO present
     FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
@@ -1613,7 +1614,7 @@ BEGIN
     ORDER BY ours LIMIT 1;
     IF FOUND AND NOT present.ours THEN
         RAISE EXCEPTION 'function % already exists', qualified USING ERRCODE = 'duplicate_function',
-            DETAIL = format('There is %s, which pg_ingest did not make.', present.signature),
+            DETAIL = format('There is %s, which pg_ingest did not make for role %I.', present.signature, current_user),
             HINT = format('Give another function_name, or DROP FUNCTION %s;', present.signature);
     ELSIF FOUND AND NOT present.same THEN
         EXECUTE format('DROP FUNCTION %s', present.signature);
