@@ -102,7 +102,7 @@ struct Target {
 fn target_of(pipeline_id: Option<i32>) -> Option<Target> {
     let definition = Definition::numbered(pipeline_id?)?;
     let name = definition.target_name()?;
-    fire_constraints_at_once(&name);
+    fire_constraints_at_once(definition.target);
     // SAFETY: a catalog look-up inside a transaction.
     let kind = unsafe { pg_sys::get_rel_relkind(definition.target) };
     Some(Target {
