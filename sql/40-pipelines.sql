@@ -94,12 +94,17 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION ingest.progress_bar(float8, int) IS 'A fraction (0 to 1) drawn in eighths of a character';
 
+CREATE VIEW ingest.claims WITH (security_barrier) AS
+SELECT q.pipeline_id FROM ingest.queue q
+WHERE q.claimed_by IS NOT NULL AND q.pipeline_id IN (SELECT v.pipeline_id FROM ingest.visible_pipelines v);
+COMMENT ON VIEW ingest.claims IS 'Behind claimed_documents(): a row for each document that a worker holds, of the pipelines that you see';
+
 -- Documents in flight are few, whatever the length of the queue; the settings keep a planner without statistics from
 -- reading all of it. A plain index scan also marks the entries of finished documents dead, a bitmap scan would not.
 CREATE FUNCTION ingest.claimed_documents() RETURNS TABLE (pipeline_id int, claimed bigint)
-LANGUAGE sql STABLE SECURITY DEFINER ROWS 10
+LANGUAGE sql STABLE ROWS 10
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
-    SELECT q.pipeline_id, count(*) FROM ingest.queue q WHERE q.claimed_by IS NOT NULL GROUP BY q.pipeline_id
+    SELECT c.pipeline_id, count(*) FROM ingest.claims c GROUP BY c.pipeline_id
 $$;
 COMMENT ON FUNCTION ingest.claimed_documents() IS 'Documents that workers hold, by pipeline';
 

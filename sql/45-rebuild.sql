@@ -356,7 +356,7 @@ END $$;
 COMMENT ON FUNCTION ingest.remove_successor(int) IS 'Deletes what is known of a pipeline''s successor, but for its table';
 
 CREATE FUNCTION ingest.new_failures(pipeline_id int) RETURNS bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(*)
     FROM ingest.pipeline s JOIN ingest.failures f ON f.pipeline = s.name AND f.rebuild
     WHERE s.successor_of = new_failures.pipeline_id
@@ -480,7 +480,11 @@ COMMENT ON FUNCTION ingest.finish_rebuild(text) IS 'Has a rebuild take the old o
 CREATE VIEW ingest.rebuilds WITH (security_barrier) AS
 SELECT a.pipeline, p.model, p.dimensions, p.chunk_tokens, p.chunk_overlap, p.splitter, p.target,
        CASE WHEN a.state IN ('paused', 'blocked') OR a.pending + a.in_flight > 0 THEN a.state
-            WHEN NOT p.accepts_failures AND ingest.new_failures(p.successor_of) > 0 THEN 'failed'
+            WHEN NOT p.accepts_failures
+                 AND EXISTS (SELECT FROM ingest.failures f
+                             WHERE f.pipeline = p.name AND f.rebuild
+                               AND NOT EXISTS (SELECT FROM ingest.failures o WHERE o.document_id = f.document_id AND NOT o.rebuild))
+            THEN 'failed'
             ELSE 'switching' END AS state,
        a.documents, a.embedded, a.pending, a.in_flight, a.failed, a.percent, a.bar, a.chunks, a.tokens, a.documents_per_minute,
        a.tokens_per_minute, a.eta, a.cost_usd, a.last_error, p.created_at AS started_at
@@ -499,4 +503,4 @@ REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclas
     ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.former_target(int), ingest.queue_for_successor(int),
     ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.successor_is_level(int),
     ingest.came_meanwhile(regclass, regclass), ingest.failed_anew(int), ingest.hold_for_switch(int), ingest.carry_queue(int),
-    ingest.take_place(int) FROM PUBLIC;
+    ingest.take_place(int), ingest.new_failures(int) FROM PUBLIC;

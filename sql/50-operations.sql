@@ -57,13 +57,17 @@ END $$;
 COMMENT ON FUNCTION ingest.retry_failures(int[], text, text) IS 'What retry() does, on the pipelines that the user owns';
 REVOKE ALL ON FUNCTION ingest.retry_failures(int[], text, text) FROM PUBLIC;
 
+-- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
+CREATE VIEW ingest.pending WITH (security_barrier) AS
+SELECT p.pipeline_id,
+       t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')
+                + CASE WHEN p.successor_of IS NULL THEN 0 ELSE 1 END AS documents
+FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.visible_pipelines v USING (pipeline_id);
+COMMENT ON VIEW ingest.pending IS 'Behind pending_documents(): what is pending in the pipelines that you see';
+
 CREATE FUNCTION ingest.pending_documents(pipelines int[]) RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    -- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
-    SELECT coalesce(sum(t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')), 0)::bigint
-           + count(p.successor_of)
-    FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
-    WHERE t.pipeline_id = ANY (pending_documents.pipelines)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(sum(p.documents), 0)::bigint FROM ingest.pending p WHERE p.pipeline_id = ANY (pending_documents.pipelines)
 $$;
 COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines, rebuilds among them that have not ended, and watched tables being read';
 

@@ -9,6 +9,11 @@ CREATE FUNCTION ingest.text_search_of(layout text, language text) RETURNS text
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'text_search_of_wrapper';
 COMMENT ON FUNCTION ingest.text_search_of(text, text) IS 'The tsvector of a chunk, as SQL over its row, as the full-text index on a target has it';
 
+CREATE FUNCTION ingest.refuse_strange(pipeline text, target regclass, layout text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'refuse_strange_wrapper';
+COMMENT ON FUNCTION ingest.refuse_strange(text, regclass, text)
+    IS 'Raises an error where reading a target would run code of its owner: it is a view by now, or a column has a type of somebody''s own';
+
 CREATE FUNCTION ingest.searched(pipeline text)
 RETURNS TABLE (target regclass, layout text, dimensions int, language text, vector_type text, distance text,
                id text, key text, chunk_no text, content text, metadata text, filtered text, embedding text)
@@ -25,6 +30,7 @@ BEGIN
         RAISE EXCEPTION 'the target table of pipeline % was dropped', quote_literal(searched.pipeline) USING ERRCODE = 'undefined_table',
             HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', searched.pipeline);
     END IF;
+    PERFORM ingest.refuse_strange(searched.pipeline, t.target, t.layout) FROM ingest.target_of(searched.pipeline) AS t;
 END $$;
 COMMENT ON FUNCTION ingest.searched(text) IS 'Where the pipeline of this name keeps its chunks, and what a query over them is written with; an error when there is nothing to search';
 
@@ -142,7 +148,8 @@ BEGIN
     END IF;
 
     -- PostgREST cannot choose between functions of one name.
-    SELECT f.oid::regprocedure AS signature, coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
+    SELECT f.oid::regprocedure AS signature, pg_get_userbyid(f.proowner) = current_user
+               AND coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
            f.proallargtypes[5] = id_column.type::regtype AS same
     INTO present
     FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
@@ -150,7 +157,7 @@ BEGIN
     ORDER BY ours LIMIT 1;
     IF FOUND AND NOT present.ours THEN
         RAISE EXCEPTION 'function % already exists', qualified USING ERRCODE = 'duplicate_function',
-            DETAIL = format('There is %s, which pg_ingest did not make.', present.signature),
+            DETAIL = format('There is %s, which pg_ingest did not make for role %I.', present.signature, current_user),
             HINT = format('Give another function_name, or DROP FUNCTION %s;', present.signature);
     ELSIF FOUND AND NOT present.same THEN
         EXECUTE format('DROP FUNCTION %s', present.signature);

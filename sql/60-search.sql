@@ -30,10 +30,11 @@ DECLARE
     vector real[];
 BEGIN
     LOOP
-        SELECT t.generation, t.target::text AS place INTO asked FROM ingest.target_of(pipeline) AS t;
+        SELECT t.generation, t.target, t.layout, t.target::text AS place INTO asked FROM ingest.target_of(pipeline) AS t;
         -- A table that is gone has a number and no name.
         IF asked.place !~ '^[0-9]+$' THEN
             vector := ingest.embed_array(query, pipeline);
+            PERFORM ingest.refuse_strange(pipeline, asked.target, asked.layout);
             EXECUTE format('SELECT FROM %s WHERE false', asked.place);
         END IF;
         SELECT t.generation INTO present FROM ingest.target_of(pipeline) AS t;

@@ -62,4 +62,4 @@ END $$;
 GRANT SELECT, DELETE, INSERT (id, pipeline, key, content, metadata, created_at, updated_at),
     UPDATE (id, pipeline, key, content, metadata, created_at, updated_at) ON ingest.documents TO PUBLIC;
 GRANT SELECT ON ingest.failures, ingest.progress, ingest.rebuilds, ingest.watches, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
-    ingest.visible_limits TO PUBLIC;
+    ingest.visible_limits, ingest.claims, ingest.pending TO PUBLIC;

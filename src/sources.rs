@@ -8,12 +8,16 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 
 use crate::errors::UserError;
-use crate::owner::ActingAs;
+use crate::owner::{ActingAs, stranger};
 
 /// What every message about a watched table begins with, so that a pipeline that is blocked for one is known.
 pub const SUBJECT: &str = "the watched table";
 /// Longest time that the rows of one transaction are read for; a single row's expressions may take no longer either.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a superuser's pipeline does not read a table of others.
+pub const NOT_WITH_ALL_RIGHTS: &str = "What its owner puts there, such as a type with a cast, would run with the rights of the pipeline's \
+     owner, a superuser: give the pipeline to that role with ingest.set_owner().";
 
 /// A watched table, with the statements that read it.
 #[derive(Clone)]
@@ -28,6 +32,8 @@ pub struct Source {
     pub table: Option<String>,
     /// The statements; `None` without a primary key.
     pub statements: Option<Statements>,
+    /// The role that it belongs to, where nothing of that one's is run as the pipeline's owner.
+    pub stranger: Option<String>,
 }
 
 /// SQL that the pipeline's owner runs.
@@ -71,12 +77,24 @@ impl Source {
             }),
             _ => None,
         };
+        let owner = row.get_by_name("owner")?.unwrap_or(pg_sys::InvalidOid);
+        let pipeline = row.get_by_name("pipeline_id")?.unwrap_or_default();
+        let table = text("source")?;
+        let source = client
+            .update(
+                "SELECT source::oid FROM ingest.watch WHERE watch_id = $1",
+                None,
+                &[watch.into()],
+            )?
+            .first()
+            .get_one::<pg_sys::Oid>()?;
         Ok(Some(Self {
             watch,
-            pipeline: row.get_by_name("pipeline_id")?.unwrap_or_default(),
-            owner: row.get_by_name("owner")?.unwrap_or(pg_sys::InvalidOid),
-            table: text("source")?,
+            pipeline,
+            owner,
+            table,
             statements,
+            stranger: source.and_then(|source| stranger(source, owner)),
         }))
     }
 
@@ -119,6 +137,14 @@ impl Source {
         &self,
         run: impl FnOnce() -> Result<SpiTupleTable<'conn>, pgrx::spi::Error>,
     ) -> Result<SpiTupleTable<'conn>, pgrx::spi::Error> {
+        if let Some(stranger) = &self.stranger {
+            UserError::new(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("it belongs to role {stranger}"),
+            )
+            .detail(NOT_WITH_ALL_RIGHTS)
+            .raise();
+        }
         let _acting = ActingAs::new(self.owner);
         run()
     }
@@ -202,32 +228,4 @@ pub fn reading<R>(
     let read = read();
     PLACE.take();
     read
-}
-
-// timeout.h, which pgrx does not bind.
-unsafe extern "C-unwind" {
-    fn enable_timeout_after(id: libc::c_int, delay_ms: libc::c_int);
-    fn disable_timeout(id: libc::c_int, keep_indicator: bool);
-}
-/// `STATEMENT_TIMEOUT` of timeout.h's enum TimeoutId, in 14 to 18.
-const STATEMENT_TIMEOUT: libc::c_int = 3;
-
-/// While it lives, statements are cancelled after [`PATIENCE`].
-pub struct Impatience(());
-
-impl Impatience {
-    /// From now on; in a worker, whose statements have no timeout otherwise.
-    pub fn new() -> Self {
-        // SAFETY: every process with a database has registered this timeout at its start; it sends the process the signal
-        // that cancels its statement.
-        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, PATIENCE.as_millis() as libc::c_int) };
-        Self(())
-    }
-}
-
-impl Drop for Impatience {
-    fn drop(&mut self) {
-        // SAFETY: as above; it may have fired.
-        unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
-    }
 }

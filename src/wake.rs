@@ -9,6 +9,7 @@ use pgrx::pg_sys::panic::pgrx_extern_c_guard as guarded;
 use pgrx::prelude::*;
 
 use crate::copying::Diverted;
+use crate::errors::UserError;
 use crate::shmem;
 
 /// A worker that has not left by then is inside a long statement, such as building an index: it is cancelled.
@@ -241,6 +242,7 @@ struct Running {
     /// The statement to run.
     statement: *mut pg_sys::PlannedStmt,
     diverted: Option<Diverted>,
+    locks: Option<LockedDocuments>,
     tells: Tell,
     changes_databases: bool,
     updates_extension: bool,
@@ -261,10 +263,12 @@ impl Running {
             if let Some(database) = database_to_vacate(node) {
                 VACATED.replace(Vacated::new(database));
             }
+            let locks = LockedDocuments::new(node);
             let diverted = Diverted::new(statement);
             Self {
                 statement: diverted.map_or(statement, |diverted| diverted.statement()),
                 diverted,
+                locks,
                 tells: tells(node),
                 changes_databases: matches!(
                     (*node).type_,
@@ -277,6 +281,9 @@ impl Running {
 
     fn end(self) {
         VACATED.take();
+        if let Some(locks) = self.locks {
+            locks.refuse_new();
+        }
         if let Some(diverted) = self.diverted {
             diverted.finish();
         }
@@ -295,6 +302,93 @@ impl Running {
             DATABASES_CHANGED.set(true);
         }
     }
+}
+
+/// LOCK TABLE by a role that sees some documents only: who may delete a row of a table may lock all of it.
+#[derive(Clone, Copy)]
+struct LockedDocuments {
+    documents: pg_sys::Oid,
+    before: bool,
+}
+
+impl LockedDocuments {
+    /// Raises `42501` where `ingest.documents` is named, and would be kept from others.
+    unsafe fn new(node: *mut pg_sys::Node) -> Option<Self> {
+        // SAFETY: the tag tells the type of the node; its relations are a list of RangeVar, as the grammar makes it. The rest reads
+        // catalogs inside the statement's transaction.
+        unsafe {
+            if (*node).type_ != pg_sys::NodeTag::T_LockStmt {
+                return None;
+            }
+            let lock = node.cast::<pg_sys::LockStmt>();
+            if (*lock).mode <= pg_sys::RowExclusiveLock as i32 {
+                return None;
+            }
+            let schema = pg_sys::get_namespace_oid(c"ingest".as_ptr(), true);
+            let documents = pg_sys::get_relname_relid(c"documents".as_ptr(), schema);
+            let filtered = pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32;
+            if documents == pg_sys::InvalidOid
+                || pg_sys::get_extension_oid(c"pg_ingest".as_ptr(), true) == pg_sys::InvalidOid
+                || pg_sys::check_enable_rls(documents, pg_sys::InvalidOid, true) != filtered
+            {
+                return None;
+            }
+            let relations = (*lock).relations;
+            for index in 0..(*relations).length {
+                let relation = (*(*relations).elements.add(index as usize)).ptr_value;
+                let named = pg_sys::RangeVarGetRelidExtended(
+                    relation.cast(),
+                    pg_sys::NoLock as pg_sys::LOCKMODE,
+                    pg_sys::RVROption::RVR_MISSING_OK,
+                    None,
+                    std::ptr::null_mut(),
+                );
+                if named == documents {
+                    refuse_lock();
+                }
+            }
+            Some(Self {
+                documents,
+                before: is_locked(documents),
+            })
+        }
+    }
+
+    /// The same where it was locked with a view.
+    fn refuse_new(self) {
+        // SAFETY: inside the statement's transaction.
+        if !self.before && unsafe { is_locked(self.documents) } {
+            refuse_lock();
+        }
+    }
+}
+
+/// Whether this transaction keeps others from writing to a table.
+unsafe fn is_locked(table: pg_sys::Oid) -> bool {
+    // SAFETY: a table that is there; it is opened and closed without a lock of its own.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(table);
+        if relation.is_null() {
+            return false;
+        }
+        let locked = pg_sys::CheckRelationLockedByMe(
+            relation,
+            pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE,
+            true,
+        );
+        pg_sys::RelationClose(relation);
+        locked
+    }
+}
+
+fn refuse_lock() -> ! {
+    UserError::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        "permission denied to lock table ingest.documents",
+    )
+    .detail("It holds the documents of others, too, who would have to wait.")
+    .hint("LOCK TABLE ingest.documents IN ROW EXCLUSIVE MODE; is allowed, and SELECT … FOR UPDATE.")
+    .raise()
 }
 
 /// Who is to be told of a statement.

@@ -281,6 +281,15 @@ BEGIN
         PERFORM ingest.wake();
         RETURN NULL;
     END IF;
+    -- Documents that others add have the ids to come.
+    IF EXISTS (SELECT FROM pg_roles r
+               WHERE r.rolname = CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END
+                 AND NOT (r.rolsuper OR r.rolbypassrls))
+       AND EXISTS (SELECT FROM new_rows n WHERE n.id NOT BETWEEN 1 AND (SELECT s.last_value - (NOT s.is_called)::int FROM ingest.documents_id_seq s)) THEN
+        RAISE EXCEPTION 'a document has an id that is still to be given' USING ERRCODE = 'generated_always',
+            DETAIL = format('Ids up to %s have been given.', (SELECT s.last_value - (NOT s.is_called)::int FROM ingest.documents_id_seq s)),
+            HINT = 'Leave out id, or OVERRIDING SYSTEM VALUE; your own name for a document is its key.';
+    END IF;
     IF ingest.has_old_snapshot() THEN
         PERFORM ingest.refuse_old_snapshot(NULL, ARRAY(SELECT DISTINCT n.pipeline FROM new_rows n));
     END IF;
@@ -342,6 +351,26 @@ BEGIN
         END LOOP;
     END IF;
 END $$;
+
+CREATE OR REPLACE FUNCTION ingest.hold_for_restore() RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'hold_for_restore_wrapper';
+
+COMMENT ON FUNCTION ingest.hold_for_restore() IS 'Keeps workers from claiming while a dump is restored, until the session ends';
+
+REVOKE ALL ON FUNCTION ingest.hold_for_restore() FROM PUBLIC;
+
+CREATE OR REPLACE FUNCTION ingest.queue_restored() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- Until the session that restores ends: the target's keys and sequences come later in the dump than its rows.
+    IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
+        PERFORM ingest.hold_for_restore();
+    END IF;
+    PERFORM ingest.wake();
+    RETURN NULL;
+END $$;
+
+DROP FUNCTION ingest.restore_lock();
 
 CREATE OR REPLACE FUNCTION ingest.documents_deleted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -578,6 +607,20 @@ COMMENT ON VIEW ingest.pipelines IS 'The definitions of the pipelines that you o
 
 COMMENT ON COLUMN ingest.pipelines.granted_to IS 'roles that grant_pipeline() let in';
 COMMENT ON COLUMN ingest.pipelines.language IS 'the text search configuration of hybrid_search() and its index';
+CREATE OR REPLACE VIEW ingest.claims WITH (security_barrier) AS
+SELECT q.pipeline_id FROM ingest.queue q
+WHERE q.claimed_by IS NOT NULL AND q.pipeline_id IN (SELECT v.pipeline_id FROM ingest.visible_pipelines v);
+
+COMMENT ON VIEW ingest.claims IS 'Behind claimed_documents(): a row for each document that a worker holds, of the pipelines that you see';
+
+-- Documents in flight are few, whatever the length of the queue; the settings keep a planner without statistics from
+-- reading all of it. A plain index scan also marks the entries of finished documents dead, a bitmap scan would not.
+CREATE OR REPLACE FUNCTION ingest.claimed_documents() RETURNS TABLE (pipeline_id int, claimed bigint)
+LANGUAGE sql STABLE ROWS 10
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    SELECT c.pipeline_id, count(*) FROM ingest.claims c GROUP BY c.pipeline_id
+$$;
+
 -- Of all pipelines that the role sees, those that are being rebuilt and their rebuilds, which have their name.
 CREATE OR REPLACE VIEW ingest.progress_of_all WITH (security_barrier) AS
 WITH counted AS (
@@ -1064,7 +1107,7 @@ END $$;
 COMMENT ON FUNCTION ingest.remove_successor(int) IS 'Deletes what is known of a pipeline''s successor, but for its table';
 
 CREATE OR REPLACE FUNCTION ingest.new_failures(pipeline_id int) RETURNS bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(*)
     FROM ingest.pipeline s JOIN ingest.failures f ON f.pipeline = s.name AND f.rebuild
     WHERE s.successor_of = new_failures.pipeline_id
@@ -1198,7 +1241,11 @@ COMMENT ON FUNCTION ingest.finish_rebuild(text) IS 'Has a rebuild take the old o
 CREATE OR REPLACE VIEW ingest.rebuilds WITH (security_barrier) AS
 SELECT a.pipeline, p.model, p.dimensions, p.chunk_tokens, p.chunk_overlap, p.splitter, p.target,
        CASE WHEN a.state IN ('paused', 'blocked') OR a.pending + a.in_flight > 0 THEN a.state
-            WHEN NOT p.accepts_failures AND ingest.new_failures(p.successor_of) > 0 THEN 'failed'
+            WHEN NOT p.accepts_failures
+                 AND EXISTS (SELECT FROM ingest.failures f
+                             WHERE f.pipeline = p.name AND f.rebuild
+                               AND NOT EXISTS (SELECT FROM ingest.failures o WHERE o.document_id = f.document_id AND NOT o.rebuild))
+            THEN 'failed'
             ELSE 'switching' END AS state,
        a.documents, a.embedded, a.pending, a.in_flight, a.failed, a.percent, a.bar, a.chunks, a.tokens, a.documents_per_minute,
        a.tokens_per_minute, a.eta, a.cost_usd, a.last_error, p.created_at AS started_at
@@ -1218,7 +1265,7 @@ REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclas
     ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.former_target(int), ingest.queue_for_successor(int),
     ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.successor_is_level(int),
     ingest.came_meanwhile(regclass, regclass), ingest.failed_anew(int), ingest.hold_for_switch(int), ingest.carry_queue(int),
-    ingest.take_place(int) FROM PUBLIC;
+    ingest.take_place(int), ingest.new_failures(int) FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION ingest.retry_failures(pipelines int[], key text, error_class text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -1273,13 +1320,18 @@ BEGIN
     RETURN queued_again;
 END $$;
 
+-- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
+CREATE OR REPLACE VIEW ingest.pending WITH (security_barrier) AS
+SELECT p.pipeline_id,
+       t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')
+                + CASE WHEN p.successor_of IS NULL THEN 0 ELSE 1 END AS documents
+FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.visible_pipelines v USING (pipeline_id);
+
+COMMENT ON VIEW ingest.pending IS 'Behind pending_documents(): what is pending in the pipelines that you see';
+
 CREATE OR REPLACE FUNCTION ingest.pending_documents(pipelines int[]) RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    -- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
-    SELECT coalesce(sum(t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')), 0)::bigint
-           + count(p.successor_of)
-    FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
-    WHERE t.pipeline_id = ANY (pending_documents.pipelines)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(sum(p.documents), 0)::bigint FROM ingest.pending p WHERE p.pipeline_id = ANY (pending_documents.pipelines)
 $$;
 
 COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines, rebuilds among them that have not ended, and watched tables being read';
@@ -1487,6 +1539,12 @@ LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp 
 
 COMMENT ON FUNCTION ingest.text_search_of(text, text) IS 'The tsvector of a chunk, as SQL over its row, as the full-text index on a target has it';
 
+CREATE OR REPLACE FUNCTION ingest.refuse_strange(pipeline text, target regclass, layout text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'refuse_strange_wrapper';
+
+COMMENT ON FUNCTION ingest.refuse_strange(text, regclass, text)
+    IS 'Raises an error where reading a target would run code of its owner: it is a view by now, or a column has a type of somebody''s own';
+
 CREATE OR REPLACE FUNCTION ingest.searched(pipeline text)
 RETURNS TABLE (target regclass, layout text, dimensions int, language text, vector_type text, distance text,
                id text, key text, chunk_no text, content text, metadata text, filtered text, embedding text)
@@ -1503,6 +1561,7 @@ BEGIN
         RAISE EXCEPTION 'the target table of pipeline % was dropped', quote_literal(searched.pipeline) USING ERRCODE = 'undefined_table',
             HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', searched.pipeline);
     END IF;
+    PERFORM ingest.refuse_strange(searched.pipeline, t.target, t.layout) FROM ingest.target_of(searched.pipeline) AS t;
 END $$;
 
 COMMENT ON FUNCTION ingest.searched(text) IS 'Where the pipeline of this name keeps its chunks, and what a query over them is written with; an error when there is nothing to search';
@@ -1625,7 +1684,8 @@ BEGIN
     END IF;
 
     -- PostgREST cannot choose between functions of one name.
-    SELECT f.oid::regprocedure AS signature, coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
+    SELECT f.oid::regprocedure AS signature, pg_get_userbyid(f.proowner) = current_user
+               AND coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
            f.proallargtypes[5] = id_column.type::regtype AS same
     INTO present
     FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
@@ -1633,7 +1693,7 @@ BEGIN
     ORDER BY ours LIMIT 1;
     IF FOUND AND NOT present.ours THEN
         RAISE EXCEPTION 'function % already exists', qualified USING ERRCODE = 'duplicate_function',
-            DETAIL = format('There is %s, which pg_ingest did not make.', present.signature),
+            DETAIL = format('There is %s, which pg_ingest did not make for role %I.', present.signature, current_user),
             HINT = format('Give another function_name, or DROP FUNCTION %s;', present.signature);
     ELSIF FOUND AND NOT present.same THEN
         EXECUTE format('DROP FUNCTION %s', present.signature);
@@ -1681,10 +1741,11 @@ DECLARE
     vector real[];
 BEGIN
     LOOP
-        SELECT t.generation, t.target::text AS place INTO asked FROM ingest.target_of(pipeline) AS t;
+        SELECT t.generation, t.target, t.layout, t.target::text AS place INTO asked FROM ingest.target_of(pipeline) AS t;
         -- A table that is gone has a number and no name.
         IF asked.place !~ '^[0-9]+$' THEN
             vector := ingest.embed_array(query, pipeline);
+            PERFORM ingest.refuse_strange(pipeline, asked.target, asked.layout);
             EXECUTE format('SELECT FROM %s WHERE false', asked.place);
         END IF;
         SELECT t.generation INTO present FROM ingest.target_of(pipeline) AS t;
@@ -2464,6 +2525,6 @@ GRANT SELECT, DELETE, INSERT (id, pipeline, key, content, metadata, created_at, 
     UPDATE (id, pipeline, key, content, metadata, created_at, updated_at) ON ingest.documents TO PUBLIC;
 
 GRANT SELECT ON ingest.failures, ingest.progress, ingest.rebuilds, ingest.watches, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
-    ingest.visible_limits TO PUBLIC;
+    ingest.visible_limits, ingest.claims, ingest.pending TO PUBLIC;
 
 COMMENT ON FUNCTION ingest.target_of(text) IS 'Where the pipeline of this name keeps its chunks; an error when there is none. Whoever may read the table may search it';

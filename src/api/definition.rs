@@ -13,12 +13,10 @@ use crate::api::targets::table_name;
 use crate::errors::{OrRaise, UserError};
 use crate::installed;
 use crate::layout::Layout;
+use crate::locks::Lock;
 use crate::owner::ActingAs;
 use crate::wake;
 use crate::{access, reading, settings};
-
-/// The class of the advisory locks on pipelines that are altered or switched; the number is pg_ingest's own.
-pub const CHANGE_LOCK: i32 = 0x7067_5f69;
 
 /// A pipeline as SQL functions need it.
 pub struct Definition {
@@ -76,16 +74,11 @@ impl Definition {
     pub fn to_change(name: &str) -> Self {
         let seen = Self::named(name);
         seen.require_ownership();
-        {
-            let _acting = ActingAs::extension_owner();
-            let lock = [CHANGE_LOCK.into(), seen.pipeline_id.into()];
-            let free =
-                Spi::get_one_with_args::<bool>("SELECT pg_try_advisory_xact_lock($1, $2)", &lock);
-            if free.or_raise() != Some(true) {
-                // The index of new vectors may take hours; it is begun again if it is still wanted.
-                wake::cancel_index_builds();
-                Spi::run_with_args("SELECT pg_advisory_xact_lock($1, $2)", &lock).or_raise();
-            }
+        let lock = Lock::Change(seen.pipeline_id);
+        if !lock.try_alone() {
+            // The index of new vectors may take hours; it is begun again if it is still wanted.
+            wake::cancel_index_builds();
+            lock.wait_alone();
         }
         Self::named(name)
     }

@@ -103,7 +103,7 @@ fn target_of(pipeline_id: Option<i32>) -> Option<Target> {
     let (owner, target, layout) = whereabouts(pipeline_id?)?;
     let (schema, table) = table_name(target)?;
     let name = quote_qualified_identifier(schema, table);
-    fire_constraints_at_once(&name);
+    fire_constraints_at_once(target);
     // SAFETY: a catalog look-up inside a transaction.
     let kind = unsafe { pg_sys::get_rel_relkind(target) };
     Some(Target {

@@ -174,7 +174,7 @@ fn create_pipeline_0_2(
     }
 
     let table = target_for(layout, name, target).or_raise();
-    let table_oid = create_or_check_target(&table, layout, dimensions).or_raise();
+    let table_oid = create_or_check_target(&table, target.is_some(), layout, dimensions).or_raise();
     if settings.index == "immediate" {
         create_indexes(table_oid, layout, &language);
     }

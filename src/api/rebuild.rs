@@ -184,7 +184,7 @@ fn make_beside(definition: &Definition, wanted: &Wanted, schema: &str, name: &st
     if lent {
         // Their names are free where they were made.
         let taken: Vec<String> = Spi::get_one_with_args(
-            "SELECT array_agg(format('ALTER %s %I.%I RENAME TO %I', n.kind, $1, n.name, left(n.name, 40) || '_' || left(md5(gen_random_uuid()::text), 8)))
+            "SELECT array_agg(format('ALTER %s %I.%I RENAME TO %I', n.kind, $1, n.name, 'ingest_' || left(md5(gen_random_uuid()::text), 16)))
              FROM (SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'INDEX' END AS kind, c.relname::text AS name
                    FROM pg_class c JOIN pg_class o ON o.relname = c.relname AND o.relnamespace = to_regnamespace($2)
                    WHERE c.relnamespace = to_regnamespace($1) AND c.relkind IN ('i', 'S')

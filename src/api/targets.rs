@@ -1,13 +1,16 @@
 //! A pipeline's target: the table that holds the chunks and their vectors. Making it, checking one that is there, its
 //! HNSW index, its deferred constraints.
 
+use std::ffi::CString;
+
 use pgrx::prelude::*;
 use pgrx::spi::quote_qualified_identifier;
 
 use crate::api::{MAX_NAME, lent};
 use crate::errors::{OrRaise, UserError};
 use crate::layout::Layout;
-use crate::owner::ActingAs;
+use crate::owner::{ActingAs, stranger};
+use crate::reading;
 
 /// pgvector indexes at most so many dimensions of type halfvec.
 pub const MAX_HALFVEC_DIMENSIONS: i32 = 4000;
@@ -59,10 +62,11 @@ fn named_target(
     }
 }
 
-/// The table with this schema and name, checked if it is there and made if it is not, for vectors of so many dimensions.
-/// Runs as the current user.
+/// The table with this schema and name, checked if it is there and made if it is not, for vectors of so many dimensions;
+/// `named` says that the user gave the name. Runs as the current user.
 pub fn create_or_check_target(
     (schema, table): &(String, String),
+    named: bool,
     layout: Layout,
     dimensions: i32,
 ) -> Result<pg_sys::Oid, UserError> {
@@ -71,6 +75,7 @@ pub fn create_or_check_target(
     let quoted = quote_qualified_identifier(schema, table);
     if let Some(existing) = find_table(&quoted) {
         check_target(existing, &quoted, layout, dimensions)?;
+        refuse_code_of_others(existing, &quoted, named)?;
         create_key_index(existing, &quoted, layout);
         return Ok(existing);
     }
@@ -248,6 +253,14 @@ fn check_target(
         .detail(problem)
         .hint(wanted));
     }
+    if let Some(problem) = strange_column(table, layout) {
+        return Err(UserError::new(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            format!("table {quoted} cannot be the target"),
+        )
+        .detail(problem)
+        .hint(wanted));
+    }
     require_target_rights(table, quoted)?;
     let _acting = ActingAs::extension_owner();
     let taken: Option<String> = Spi::get_one_with_args(
@@ -265,6 +278,89 @@ fn check_target(
         )),
         None => Ok(()),
     }
+}
+
+#[pg_extern(sql = false)]
+fn refuse_strange(pipeline: &str, target: pg_sys::Oid, layout: &str) {
+    let layout = Layout::named(layout).or_raise();
+    // SAFETY: a catalog look-up inside a transaction. Not by SQL, which an old snapshot may show what was there before.
+    let kind = unsafe { pg_sys::get_rel_relkind(target) } as u8;
+    let problem = match kind {
+        pg_sys::RELKIND_RELATION
+        | pg_sys::RELKIND_PARTITIONED_TABLE
+        | pg_sys::RELKIND_FOREIGN_TABLE => strange_column(target, layout),
+        _ => Some("It is no table any more.".to_owned()),
+    };
+    if let Some(problem) = problem {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            format!("the target of pipeline {pipeline:?} cannot be searched"),
+        )
+        .detail(problem)
+        .hint("A view, or a type with a cast, is code of its owner, which would run with your rights.")
+        .raise();
+    }
+}
+
+/// What is said of a column of a target that a search reads, if its type is neither of Postgres itself nor pgvector's: a cast of
+/// it may be anybody's function.
+fn strange_column(table: pg_sys::Oid, layout: Layout) -> Option<String> {
+    let (vector, halfvec) = reading::two::<pg_sys::Oid, pg_sys::Oid>(
+        "SELECT pg_catalog.to_regtype(v || '.vector')::oid, pg_catalog.to_regtype(v || '.halfvec')::oid
+         FROM ingest.vector_schema() AS v",
+        &[],
+    )
+    .or_raise();
+    for (name, _) in layout.wanted_columns(1) {
+        let column = CString::new(name).expect("a name of ours");
+        // SAFETY: catalog look-ups inside a transaction, by a C string; a column that is not there has number 0 and no type.
+        let kind = unsafe {
+            let number = pg_sys::get_attnum(table, column.as_ptr());
+            if number == 0 {
+                continue;
+            }
+            pg_sys::get_atttype(table, number)
+        };
+        let is_own = kind.to_u32() < pg_sys::FirstNormalObjectId;
+        if !is_own && Some(kind) != vector && Some(kind) != halfvec {
+            return Some(format!("Column {name} is of a type of somebody's own."));
+        }
+    }
+    None
+}
+
+/// Whoever owns a table decides what runs when it is written. A superuser takes only what superusers own; others, unless they
+/// have named it, only what is theirs.
+fn refuse_code_of_others(table: pg_sys::Oid, quoted: &str, named: bool) -> Result<(), UserError> {
+    // SAFETY: plain reads, and a catalog look-up inside a transaction.
+    let (superuser, user) = unsafe { (pg_sys::superuser(), pg_sys::GetUserId()) };
+    let stranger = if superuser {
+        stranger(table, user)
+    } else if named {
+        None
+    } else {
+        Spi::get_one_with_args::<String>(
+            "SELECT (SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) FROM pg_catalog.pg_class c
+                     WHERE c.oid = $1 AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE'))",
+            &[table.into()],
+        )
+        .or_raise()
+    };
+    let Some(stranger) = stranger else {
+        return Ok(());
+    };
+    let error = UserError::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("table {quoted} belongs to role {stranger}"),
+    )
+    .detail("The triggers, rules and expressions that its owner gives it run with the rights of the pipeline's owner.");
+    Err(if superuser {
+        error.hint(format!(
+            "SET ROLE {stranger}; first, so that the pipeline is that role's, or give the table to a superuser."
+        ))
+    } else {
+        error.hint("Give another target; or this one by its name, with target => '…', if you trust that role.")
+    })
 }
 
 /// Whether the current user may do with a table what the worker will do as it.
@@ -413,19 +509,73 @@ pub fn language(name: &str) -> Result<String, UserError> {
 }
 
 /// Makes the deferred constraints and triggers of a target fire with each statement for the rest of the transaction: in a
-/// security-restricted context they cannot be deferred.
-pub fn fire_constraints_at_once(target: &str) {
+/// security-restricted context they cannot be deferred. What the transaction has deferred already runs at once, as whoever would
+/// commit it: it may be code of the target's owner, and, since constraints are set by name, of other tables of that schema.
+pub fn fire_constraints_at_once(target: pg_sys::Oid) {
     let names: Vec<String> = Spi::get_one_with_args(
         "SELECT coalesce(array_agg(DISTINCT pg_catalog.format('%I.%I', n.nspname, c.conname)), '{}')
          FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace
-         WHERE c.condeferrable AND pg_catalog.to_regclass($1)::oid IN (c.conrelid, c.confrelid)",
+         WHERE c.condeferrable AND $1 IN (c.conrelid, c.confrelid)",
         &[target.into()],
     )
     .or_raise()
     .unwrap_or_default();
-    if !names.is_empty() {
-        Spi::run(&format!("SET CONSTRAINTS {} IMMEDIATE", names.join(", "))).or_raise();
+    if names.is_empty() {
+        return;
     }
+    let set = format!("SET CONSTRAINTS {} IMMEDIATE", names.join(", "));
+    {
+        let _acting = ActingAs::who_commits();
+        if may_enter_schemas_of_constraints(target) {
+            Spi::run(&set).or_raise();
+            return;
+        }
+    }
+    // It cannot name them. Nothing of theirs may wait then, for it would run as the current user.
+    if let Some(table) = waiting_for_constraints(target) {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("the transaction has deferred constraints of table {table}"),
+        )
+        .detail("What is done to chunks cannot wait for them, and the role may not use the schema that they are in.")
+        .hint("SET CONSTRAINTS ALL IMMEDIATE; before documents are changed.")
+        .raise();
+    }
+    Spi::run(&set).or_raise();
+}
+
+/// Whether the current user may use the schemas of a target's deferrable constraints.
+fn may_enter_schemas_of_constraints(target: pg_sys::Oid) -> bool {
+    Spi::get_one_with_args::<bool>(
+        "SELECT pg_catalog.bool_and(pg_catalog.has_schema_privilege(c.connamespace, 'USAGE'))
+         FROM pg_catalog.pg_constraint c
+         WHERE c.condeferrable AND $1 IN (c.conrelid, c.confrelid)",
+        &[target.into()],
+    )
+    .or_raise()
+    .unwrap_or(true)
+}
+
+/// A table with events that wait for a constraint of the name of one of a target's, in the same schema, or for a part of it.
+fn waiting_for_constraints(target: pg_sys::Oid) -> Option<String> {
+    let tables: Vec<pg_sys::Oid> = Spi::get_one_with_args(
+        "WITH RECURSIVE same AS (
+             SELECT o.oid FROM pg_catalog.pg_constraint c
+             JOIN pg_catalog.pg_constraint o ON o.connamespace = c.connamespace AND o.conname = c.conname
+             WHERE c.condeferrable AND $1 IN (c.conrelid, c.confrelid)
+             UNION
+             SELECT c.oid FROM same s JOIN pg_catalog.pg_constraint c ON c.conparentid = s.oid
+         )
+         SELECT coalesce(array_agg(DISTINCT t.tgrelid), '{}')
+         FROM pg_catalog.pg_trigger t JOIN same s ON s.oid = t.tgconstraint",
+        &[target.into()],
+    )
+    .or_raise()
+    .unwrap_or_default();
+    // SAFETY: reads the events of this transaction.
+    let waits = |table: &&pg_sys::Oid| unsafe { pg_sys::AfterTriggerPendingOnRel(**table) };
+    let waiting = tables.iter().find(waits).copied()?;
+    table_name(waiting).map(|(schema, table)| quote_qualified_identifier(schema, table))
 }
 
 /// Schema and name of a table.

@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::errors::OrRaise;
+use crate::locks::Lock;
 use crate::sources::{SUBJECT, Source};
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::transaction::{SqlError, run, transaction};
@@ -26,12 +27,14 @@ pub struct Unfinished {
 
 /// The watched tables that want attention. Inside a transaction.
 pub fn unfinished() -> Vec<Unfinished> {
+    if !Lock::Restore.try_shared() {
+        return Vec::new();
+    }
     Spi::connect_mut(|client| {
         let rows = run(
             client,
             "SELECT w.watch_id, w.pipeline_id, w.phase, w.position FROM ingest.watch w
-             WHERE (w.phase <> 'done' OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = w.source))
-               AND pg_try_advisory_xact_lock_shared(ingest.restore_lock())
+             WHERE w.phase <> 'done' OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = w.source)
              ORDER BY w.watch_id",
             &[],
         )?;

@@ -13,12 +13,12 @@ use injection::Point;
 use pgrx::prelude::*;
 use pgrx::spi::quote_qualified_identifier;
 
-use crate::api::definition::CHANGE_LOCK;
 use crate::api::lent;
 use crate::api::rebuild::see_every_row;
 use crate::api::targets::{create_indexes, table_name};
 use crate::errors::{OrRaise, UserError};
 use crate::layout::Layout;
+use crate::locks::Lock;
 use crate::owner::ActingAs;
 use crate::wake;
 use crate::worker::pipelines::Pipelines;
@@ -26,8 +26,6 @@ use crate::worker::process::reach;
 use crate::worker::transaction::{SqlError, run, transaction};
 use crate::worker::write::block_now;
 
-/// Serialises the ends of rebuilds among workers; the number is pg_ingest's own.
-const SWITCH_LOCK: i64 = 0x7067_5f69_6e67_0002;
 /// First and longest wait before the next attempt, when somebody uses the old table: each attempt keeps others from it for a
 /// lock_timeout.
 const LOCKED_WAIT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -374,32 +372,22 @@ fn missing_indexes(successor: i32) -> Option<Vec<String>> {
 /// Whether no other worker ends a rebuild just now, and no dump is being restored, which makes indexes and keys of both tables
 /// after their rows.
 fn is_alone() -> bool {
-    Spi::connect_mut(|client| {
-        run(
-            client,
-            "SELECT pg_try_advisory_xact_lock_shared(ingest.restore_lock()) AND pg_try_advisory_xact_lock($1)",
-            &[SWITCH_LOCK.into()],
-        )?
-        .first()
-        .get_one::<bool>()
-    })
-    .or_raise()
-        == Some(true)
+    Lock::Restore.try_shared() && Lock::Switch.try_alone()
 }
 
 /// Whether nobody changes, drops or gives up the pipeline whose place it takes: they have read what there is, and act on it.
 fn is_unchanged(successor: i32) -> bool {
-    Spi::connect_mut(|client| {
+    let pipeline = Spi::connect_mut(|client| {
         run(
             client,
-            "SELECT coalesce(bool_and(pg_try_advisory_xact_lock($1, s.successor_of)), false) FROM ingest.pipeline s WHERE s.pipeline_id = $2",
-            &[CHANGE_LOCK.into(), successor.into()],
+            "SELECT (SELECT s.successor_of FROM ingest.pipeline s WHERE s.pipeline_id = $1)",
+            &[successor.into()],
         )?
         .first()
-        .get_one::<bool>()
+        .get_one::<i32>()
     })
-    .or_raise()
-        == Some(true)
+    .or_raise();
+    pipeline.is_some_and(|pipeline| Lock::Change(pipeline).try_alone())
 }
 
 fn build_indexes(successor: i32) -> Step {
