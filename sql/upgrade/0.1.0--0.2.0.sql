@@ -1671,6 +1671,7 @@ FROM ingest.watch w JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.visib
 COMMENT ON VIEW ingest.watches IS 'The watched tables. What is in the way of one is in ingest.progress, last_error';
 
 COMMENT ON COLUMN ingest.watches.state IS 'checking (which of its documents'' rows are gone), reading (which rows there are), watching (every row has its document; how many are embedded says ingest.progress)';
+
 CREATE OR REPLACE FUNCTION ingest.primary_key(source oid) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(a.attname::text ORDER BY k.place)

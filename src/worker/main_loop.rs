@@ -507,6 +507,12 @@ fn configure_session() {
         (c"role", c"none"),
         (c"session_replication_role", c"origin"),
         (c"search_path", c"pg_catalog, pg_temp"),
+        // Keys of watched tables' rows are the same texts whoever writes them: ingest.source_changed() sets the same.
+        (c"timezone", c"UTC"),
+        (c"datestyle", c"ISO, YMD"),
+        (c"intervalstyle", c"postgres"),
+        (c"extra_float_digits", c"1"),
+        (c"bytea_output", c"hex"),
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_deferrable", c"off"),
         (c"default_transaction_isolation", c"read committed"),
