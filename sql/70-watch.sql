@@ -44,8 +44,11 @@ REVOKE ALL ON FUNCTION ingest.row_key(text[], text) FROM PUBLIC;
 CREATE FUNCTION ingest.row_columns(w ingest.watch, source oid, keys text[], alias text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format('%s AS source_key, %s AS key, %s AS bytes', ingest.row_key(keys, alias),
-                  coalesce(min(format('CASE WHEN %1$s.%2$I IS NULL THEN %3$s ELSE format(''%%s'', %1$s.%2$I) END', alias, a.attname,
-                                      ingest.row_key(keys, alias))) FILTER (WHERE a.attname = w.key), ingest.row_key(keys, alias)),
+                  coalesce(min(format('CASE WHEN %1$s.%2$I IS NULL THEN %3$s ELSE %4$s END', alias, a.attname,
+                                      ingest.row_key(keys, alias),
+                                      format('format(''%%s'', %s.%I)', alias, a.attname)))
+                           FILTER (WHERE a.attname = w.key),
+                           ingest.row_key(keys, alias)),
                   format('least(0::bigint%s, 2147483647)::int',
                          string_agg(format(' + coalesce(pg_column_size(%s.%I), 0)', alias, a.attname), '')
                          FILTER (WHERE a.attname = ANY (w.columns))))
@@ -54,14 +57,15 @@ $$;
 COMMENT ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) IS 'SQL of what staging_sql() takes of a row';
 REVOKE ALL ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) FROM PUBLIC;
 
--- Two statements: the first adds documents for rows that have none, and waits for whoever is adding the same one, whichever unique
--- index tells; the second gives those that were there a new version, $3.
+-- Three statements: the first adds documents for rows that have none, and waits for whoever is adding the same one, whichever unique
+-- index tells; the second removes those whose names are others now, and the first adds them again; the third gives the rest a new
+-- version, $3. Whatever came or went in between, they are run until each row has its document.
 CREATE FUNCTION ingest.staging_sql(w ingest.watch, rows text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
         $sql$
         INSERT INTO ingest.documents (pipeline, key, watch_id, source_key, source_bytes, source_version)
-        SELECT %1$L, CASE WHEN r.taken THEN r.key || %2$L || r.source_key || ')' ELSE r.key END, %3$s, r.source_key, r.bytes, $3
+        SELECT %1$L, CASE WHEN r.taken THEN r.key || %2$L || %7$s || ')' ELSE r.key END, %3$s, r.source_key, r.bytes, $3
         FROM (SELECT s.source_key, s.key, s.bytes, ingest.is_key_taken(%1$L, s.key, %3$s, s.source_key) OR %4$s AS taken
               FROM (SELECT q.source_key, %5$L || q.key AS key, q.bytes FROM (%6$s) AS q
                     WHERE NOT EXISTS (SELECT FROM ingest.documents d WHERE d.watch_id = %3$s AND d.source_key = q.source_key)) AS s) AS r
@@ -69,29 +73,38 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         $sql$,
         p.name, format(' (%s ', w.source), w.watch_id,
         CASE WHEN w.key IS NULL THEN 'false' ELSE 'row_number() OVER (PARTITION BY s.key ORDER BY s.source_key) > 1' END,
-        w.key_prefix, rows)
+        w.key_prefix, rows, 'r.source_key')
     FROM ingest.pipeline p WHERE p.pipeline_id = w.pipeline_id
 $$;
 COMMENT ON FUNCTION ingest.staging_sql(ingest.watch, text)
     IS 'SQL that makes documents of rows (source_key, key, bytes) that have none; a key that is another document''s is told apart by table and primary key';
 REVOKE ALL ON FUNCTION ingest.staging_sql(ingest.watch, text) FROM PUBLIC;
 
+-- Which name is free, only statements can tell that come after the one by which another row gave it up, or took it.
+CREATE FUNCTION ingest.renaming_sql(w ingest.watch, rows text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format(
+        $sql$
+        DELETE FROM ingest.documents AS d
+        USING (SELECT q.source_key, %1$L || q.key AS key, ' ' || %4$s || ')' AS ending FROM (%3$s) AS q) AS s
+        WHERE d.watch_id = %2$s AND d.source_key = s.source_key AND d.key <> s.key
+          AND (left(d.key, length(s.key) + 2) <> s.key || ' (' OR right(d.key, length(s.ending)) <> s.ending)
+        $sql$, w.key_prefix, w.watch_id, rows, 'q.source_key')
+    WHERE (w.key IS NOT NULL OR w.refresh)
+$$;
+COMMENT ON FUNCTION ingest.renaming_sql(ingest.watch, text)
+    IS 'SQL that removes the documents of rows (source_key, key, bytes) that have other keys now; null where none can';
+REVOKE ALL ON FUNCTION ingest.renaming_sql(ingest.watch, text) FROM PUBLIC;
+
 CREATE FUNCTION ingest.touching_sql(w ingest.watch, rows text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
         $sql$
-        UPDATE ingest.documents AS d
-        SET source_version = $3, source_bytes = q.bytes,
-            key = CASE WHEN %1$s THEN d.key
-                       WHEN ingest.is_key_taken(%2$L, %3$L || q.key, %4$s, q.source_key) THEN %3$L || q.key || %5$L || q.source_key || ')'
-                       ELSE %3$L || q.key END
-        FROM (%6$s) AS q
-        WHERE d.watch_id = %4$s AND d.source_key = q.source_key AND d.source_version <> $3
-        $sql$,
-        CASE WHEN w.key IS NULL AND NOT w.refresh THEN 'true' ELSE 'false' END, p.name, w.key_prefix, w.watch_id, format(' (%s ', w.source), rows)
-    FROM ingest.pipeline p WHERE p.pipeline_id = w.pipeline_id
+        UPDATE ingest.documents AS d SET source_version = $3, source_bytes = q.bytes FROM (%2$s) AS q
+        WHERE d.watch_id = %1$s AND d.source_key = q.source_key AND d.source_version <> $3
+        $sql$, w.watch_id, rows)
 $$;
-COMMENT ON FUNCTION ingest.touching_sql(ingest.watch, text) IS 'SQL that queues the documents of rows (source_key, key, bytes) anew, under the keys that these have now';
+COMMENT ON FUNCTION ingest.touching_sql(ingest.watch, text) IS 'SQL that queues the documents of rows (source_key, key, bytes) anew';
 REVOKE ALL ON FUNCTION ingest.touching_sql(ingest.watch, text) FROM PUBLIC;
 
 -- A function, because an index is to be used for each row, however short the table looked to the planner.
@@ -145,7 +158,9 @@ DECLARE
     left_over bigint := 0;
     done bigint;
     version bigint;
+    statements text[];
     statement text;
+    renaming text;
 BEGIN
     -- A dump that is restored holds the documents, too.
     IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
@@ -167,7 +182,8 @@ BEGIN
     END IF;
     keys := ingest.primary_key(w.source);
     IF TG_OP = 'TRUNCATE' OR keys IS DISTINCT FROM w.key_columns THEN
-        -- Which documents are those of a partition, or of a key that is another one now, the worker finds out.
+        -- Which documents are those of a partition, or of a key that is another one now,
+        -- the worker finds out.
         UPDATE ingest.watch v SET phase = 'sweep', position = NULL WHERE v.watch_id = w.watch_id;
         PERFORM ingest.wake();
         IF TG_OP = 'TRUNCATE' OR keys IS NULL THEN
@@ -175,6 +191,7 @@ BEGIN
         END IF;
     END IF;
 
+    version := nextval('ingest.source_version');
     IF TG_OP IN ('DELETE', 'UPDATE') THEN
         gone := format('SELECT %s AS source_key FROM %s AS o', ingest.row_key(keys, 'o'), old_rows);
     END IF;
@@ -208,33 +225,42 @@ BEGIN
                 EXECUTE statement USING NULL::int, NULL::int, 0::bigint;
             END IF;
         END IF;
-        gone := format('DELETE FROM ingest.documents d USING (%s) AS g WHERE d.watch_id = %s AND d.source_key = g.source_key',
-                       gone, w.watch_id);
+        statement := format('DELETE FROM ingest.documents d USING (%s) AS g WHERE d.watch_id = %s AND d.source_key = g.source_key', gone, w.watch_id);
         IF by_row THEN
-            EXECUTE gone USING OLD, NEW;
+            EXECUTE statement USING OLD, NEW, version;
         ELSE
-            EXECUTE gone;
+            EXECUTE statement USING NULL::int, NULL::int, version;
         END IF;
     END IF;
     IF touched IS NOT NULL THEN
-        version := nextval('ingest.source_version');
-        IF TG_OP = 'INSERT' THEN
-            EXECUTE format('SELECT count(*) FROM %s AS n', new_rows) INTO left_over USING NULL::int, NEW;
+        statement := format('SELECT count(*) FROM (%s) AS q', touched);
+        IF by_row THEN
+            EXECUTE statement INTO left_over USING OLD, NEW;
+        ELSE
+            EXECUTE statement INTO left_over;
         END IF;
-        -- More than once only where a document came or went in between.
-        FOR attempt IN 1..3 LOOP
-            FOREACH statement IN ARRAY ARRAY[ingest.staging_sql(w, touched), ingest.touching_sql(w, touched)] LOOP
+        renaming := ingest.renaming_sql(w, touched);
+        statements := array_remove(ARRAY[ingest.staging_sql(w, touched), renaming, ingest.touching_sql(w, touched)], NULL);
+        -- More than once only where a document has another name now, or came or went in between.
+        FOR attempt IN 1..20 LOOP
+            EXIT WHEN left_over <= 0;
+            FOREACH statement IN ARRAY statements LOOP
                 IF by_row THEN
                     EXECUTE statement USING OLD, NEW, version;
                 ELSE
                     EXECUTE statement USING NULL::int, NULL::int, version;
                 END IF;
                 GET DIAGNOSTICS done = ROW_COUNT;
+                -- What was renamed is still to be added.
+                CONTINUE WHEN statement = renaming;
                 left_over := left_over - done;
-                EXIT WHEN TG_OP = 'INSERT' AND left_over <= 0;
+                EXIT WHEN left_over <= 0;
             END LOOP;
-            EXIT WHEN left_over <= 0;
         END LOOP;
+        IF left_over > 0 THEN
+            UPDATE ingest.watch v SET phase = 'sweep', position = NULL WHERE v.watch_id = w.watch_id;
+            PERFORM ingest.wake();
+        END IF;
     END IF;
     RETURN NULL;
 END $$;
@@ -513,15 +539,30 @@ DECLARE
     w ingest.watch;
     rows text := 'SELECT * FROM unnest($1, $2, $4) AS u(source_key, key, bytes)';
     version bigint := nextval('ingest.source_version');
+    statements text[];
+    statement text;
+    left_over boolean;
 BEGIN
     -- Who unwatches the table meanwhile waits for this, and removes what it stages.
     SELECT * INTO w FROM ingest.watch v WHERE v.watch_id = stage_rows.watch_id AND v.phase = 'scan' FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    EXECUTE ingest.staging_sql(w, rows) USING source_keys, keys, version, bytes;
+    statements := ARRAY[ingest.staging_sql(w, rows)];
     IF w.refresh THEN
-        EXECUTE ingest.touching_sql(w, rows) USING source_keys, keys, version, bytes;
+        statements := array_remove(statements || ingest.renaming_sql(w, rows) || ingest.touching_sql(w, rows), NULL);
+    END IF;
+    -- More than once only where a document has another name now, or came or went in between.
+    FOR attempt IN 1..20 LOOP
+        FOREACH statement IN ARRAY statements LOOP
+            EXECUTE statement USING source_keys, keys, version, bytes;
+        END LOOP;
+        left_over := EXISTS (SELECT FROM unnest(source_keys) AS u(source_key)
+                             WHERE NOT EXISTS (SELECT FROM ingest.documents d WHERE d.watch_id = w.watch_id AND d.source_key = u.source_key));
+        EXIT WHEN NOT left_over;
+    END LOOP;
+    IF left_over THEN
+        RAISE EXCEPTION 'rows of % are being written', w.source USING ERRCODE = 'lock_not_available';
     END IF;
     UPDATE ingest.watch v
     SET position = CASE WHEN NOT is_last THEN source_keys[cardinality(source_keys)] END,

@@ -85,3 +85,113 @@ fn keys_are_the_same_whoever_wrote_them() {
         "{there:?}"
     );
 }
+
+#[test]
+fn rows_that_get_the_same_name_keep_their_documents() {
+    let (db, _api) = pages(&["a", "b", "c"]);
+    db.run("UPDATE public.pages SET slug = 'draft' WHERE id IN (1, 2)");
+    assert_eq!(
+        embedded(&db),
+        [
+            "c: Text 3.",
+            "draft (public.pages 2): Text 2.",
+            "draft: Text 1."
+        ]
+    );
+    // Names that other rows had until this very statement.
+    db.run("UPDATE public.pages SET slug = CASE id WHEN 1 THEN 'c' ELSE 'draft' END WHERE id IN (1, 3)");
+    let there = embedded(&db);
+    assert!(
+        there.contains(&"c: Text 1.".to_owned()) && there.len() == 3,
+        "{there:?}"
+    );
+    // A name once told apart stays, whatever becomes of the table's name.
+    db.run("UPDATE public.pages SET slug = NULL; UPDATE public.pages SET slug = 'x'");
+    let before = db.rows_as_text("SELECT id, key FROM ingest.documents ORDER BY id");
+    db.run(
+        "ALTER TABLE public.pages RENAME TO sheets; UPDATE public.sheets SET text = 'New ' || id",
+    );
+    assert_eq!(
+        embedded(&db),
+        [
+            "x (public.pages 2): New 2",
+            "x (public.pages 3): New 3",
+            "x: New 1"
+        ]
+    );
+    assert_eq!(
+        db.rows_as_text("SELECT id, key FROM ingest.documents ORDER BY id"),
+        before
+    );
+    // Another column, which names all rows the same.
+    db.run(
+        "ALTER TABLE public.sheets ADD title text DEFAULT 'Untitled';
+            SELECT ingest.watch('public.sheets', 'text', 'p', key => 'title')",
+    );
+    assert_eq!(
+        embedded(&db),
+        [
+            "Untitled (public.sheets 2): New 2",
+            "Untitled (public.sheets 3): New 3",
+            "Untitled: New 1"
+        ]
+    );
+}
+
+#[test]
+fn two_sessions_may_give_the_same_name() {
+    let (db, _api) = pages(&["a", "b", "c"]);
+    let mut first = db.connect();
+    run(
+        &mut first,
+        "BEGIN; UPDATE public.pages SET slug = 'x' WHERE id = 1",
+    );
+    let second = begun(&db, "UPDATE public.pages SET slug = 'x' WHERE id = 2");
+    run(&mut first, "COMMIT");
+    second.join().expect("the second does not fail");
+    assert_eq!(
+        embedded(&db),
+        ["c: Text 3.", "x (public.pages 2): Text 2.", "x: Text 1."]
+    );
+    // An open transaction takes the name of a row that comes, of one that changes, and of one that is read for the first time.
+    let taken = |name: &str, statement: &str| {
+        let mut taker = db.connect();
+        run(
+            &mut taker,
+            &format!(
+                "BEGIN; INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', '{name}', 'By hand.')"
+            ),
+        );
+        let waiting = begun(&db, statement);
+        run(&mut taker, "COMMIT");
+        waiting.join().expect("the statement goes on");
+    };
+    taken("d", "INSERT INTO public.pages VALUES (4, 'd', 'Text 4.')");
+    taken("e", "UPDATE public.pages SET slug = 'e' WHERE id = 3");
+    db.settle();
+    let mut quiet = db.connect();
+    run(&mut quiet, "SELECT pg_advisory_lock(ingest.restore_lock())");
+    db.run("ALTER TABLE public.pages DISABLE TRIGGER USER; INSERT INTO public.pages VALUES (5, 'f', 'Text 5.'); ALTER TABLE public.pages ENABLE TRIGGER USER;
+            UPDATE ingest.watch SET phase = 'scan'");
+    taken(
+        "f",
+        "SELECT ingest.stage_rows(1, '{5}', '{f}', '{7}', true)",
+    );
+    run(
+        &mut quiet,
+        "SELECT pg_advisory_unlock(ingest.restore_lock()); SELECT ingest.wake()",
+    );
+    assert_eq!(
+        embedded(&db),
+        [
+            "d (public.pages 4): Text 4.",
+            "d: By hand.",
+            "e (public.pages 3): Text 3.",
+            "e: By hand.",
+            "f (public.pages 5): Text 5.",
+            "f: By hand.",
+            "x (public.pages 2): Text 2.",
+            "x: Text 1."
+        ]
+    );
+}
