@@ -1848,13 +1848,13 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    IF TG_OP = 'TRUNCATE' AND TG_RELID = w.source THEN
+    IF TG_OP = 'TRUNCATE' AND TG_RELID = w.source AND NOT ingest.has_old_snapshot() THEN
         PERFORM ingest.forget_all_of_source(w.watch_id);
         RETURN NULL;
     END IF;
     keys := ingest.primary_key(w.source);
     IF TG_OP = 'TRUNCATE' OR keys IS DISTINCT FROM w.key_columns THEN
-        -- Which documents are those of a partition, or of a key that is another one now,
+        -- Which documents are those of a partition, of rows that this transaction does not see, or of a key that is another one now,
         -- the worker finds out.
         UPDATE ingest.watch v SET phase = 'sweep', position = NULL WHERE v.watch_id = w.watch_id;
         PERFORM ingest.wake();

@@ -1,0 +1,48 @@
+//! Promise: a watched table may be emptied, split, extended, hidden and dropped, under whatever isolation level: what is embedded
+//! follows, and whoever writes to it is not held up.
+
+use harness::flight::counted;
+use harness::remote::api;
+use harness::roles::{another, refused, role, run};
+use harness::*;
+
+/// A database with a pipeline `p`, and a table of so many articles that it watches, all of them embedded.
+fn articles(rows: usize, content: &str) -> (Database<'static>, fake_api::FakeApi) {
+    let db = Database::new();
+    let api = api();
+    db.create_remote_pipeline("p", &api, "index => 'none'");
+    db.run(&format!(
+        "CREATE TABLE public.articles (id int PRIMARY KEY, body text);
+         INSERT INTO public.articles SELECT n, 'Body ' || n FROM generate_series(1, {rows}) n;
+         SELECT ingest.watch('public.articles', '{content}', 'p')"
+    ));
+    db.settle();
+    (db, api)
+}
+
+/// `key: content` of each chunk, when all has settled.
+fn embedded(db: &Database) -> Vec<String> {
+    db.settle();
+    counted(db, "p");
+    let mut there: Vec<String> =
+        db.all("SELECT document_key || ': ' || content FROM ingest.p_chunks");
+    there.sort();
+    there
+}
+
+#[test]
+fn a_table_emptied_by_a_transaction_that_does_not_see_all_of_it_leaves_nothing() {
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let (db, _api) = articles(2, "body");
+        let mut client = db.connect();
+        run(
+            &mut client,
+            &format!("BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM ingest.documents"),
+        );
+        db.run("INSERT INTO public.articles VALUES (3, 'Unseen.')");
+        assert_eq!(embedded(&db).len(), 3);
+        run(&mut client, "TRUNCATE public.articles; COMMIT");
+        assert_eq!(embedded(&db), [""; 0], "{level}");
+        assert_eq!(db.progress_of("p").counts(), (0, 0, 0, 0));
+    }
+}
