@@ -183,9 +183,12 @@ BEGIN
     keys := ingest.primary_key(w.source);
     IF TG_OP = 'TRUNCATE' OR keys IS DISTINCT FROM w.key_columns THEN
         -- Which documents are those of a partition, of rows that this transaction does not see, or of a key that is another one now,
-        -- the worker finds out.
-        UPDATE ingest.watch v SET phase = 'sweep', position = NULL WHERE v.watch_id = w.watch_id;
-        PERFORM ingest.wake();
+        -- the worker finds out. Until it begins, one writer need not wait for another to say so.
+        UPDATE ingest.watch v SET phase = 'sweep', position = NULL
+        WHERE v.watch_id = w.watch_id AND (TG_OP = 'TRUNCATE' OR v.phase <> 'sweep' OR v.position IS NOT NULL);
+        IF FOUND THEN
+            PERFORM ingest.wake();
+        END IF;
         IF TG_OP = 'TRUNCATE' OR keys IS NULL THEN
             RETURN NULL;
         END IF;

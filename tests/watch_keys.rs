@@ -195,3 +195,19 @@ fn two_sessions_may_give_the_same_name() {
         ]
     );
 }
+
+#[test]
+fn writers_do_not_wait_for_each_other_while_the_primary_key_is_missing() {
+    let (db, _api) = pages(&["a", "b"]);
+    db.run("ALTER TABLE public.pages DROP CONSTRAINT pages_pkey; INSERT INTO public.pages VALUES (3, 'c', 'Text 3.')");
+    db.until_blocked("p");
+    let mut first = db.connect();
+    run(
+        &mut first,
+        "BEGIN; INSERT INTO public.pages VALUES (4, 'd', 'Text 4.')",
+    );
+    db.run("SET lock_timeout = '1s'; INSERT INTO public.pages VALUES (5, 'e', 'Text 5.'); RESET lock_timeout");
+    run(&mut first, "COMMIT");
+    db.run("ALTER TABLE public.pages ADD PRIMARY KEY (id); SELECT ingest.resume('p')");
+    assert_eq!(embedded(&db).len(), 5);
+}
