@@ -40,6 +40,17 @@ $$;
 COMMENT ON FUNCTION ingest.row_key(text[], text) IS 'SQL that makes source_key of a row';
 REVOKE ALL ON FUNCTION ingest.row_key(text[], text) FROM PUBLIC;
 
+-- Nobody learns through names of documents what the pipeline's owner may not read.
+CREATE FUNCTION ingest.can_read_key(w ingest.watch) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT w.key IS NULL OR EXISTS (
+        SELECT FROM pg_attribute a JOIN ingest.pipeline p ON p.pipeline_id = w.pipeline_id
+        WHERE a.attrelid = w.source AND a.attname = w.key AND a.attnum > 0 AND NOT a.attisdropped
+          AND has_column_privilege(p.owner::oid, a.attrelid, a.attnum, 'SELECT'))
+$$;
+COMMENT ON FUNCTION ingest.can_read_key(ingest.watch) IS 'Whether the column that names the documents is there for the pipeline''s owner';
+REVOKE ALL ON FUNCTION ingest.can_read_key(ingest.watch) FROM PUBLIC;
+
 -- What a document is named after, and about how much there is to read of it, without reading it.
 CREATE FUNCTION ingest.row_columns(w ingest.watch, source oid, keys text[], alias text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -47,7 +58,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                   coalesce(min(format('CASE WHEN %1$s.%2$I IS NULL THEN %3$s ELSE %4$s END', alias, a.attname,
                                       ingest.row_key(keys, alias),
                                       format('format(''%%s'', %s.%I)', alias, a.attname)))
-                           FILTER (WHERE a.attname = w.key),
+                           FILTER (WHERE a.attname = w.key AND ingest.can_read_key(w)),
                            ingest.row_key(keys, alias)),
                   format('least(0::bigint%s, 2147483647)::int',
                          string_agg(format(' + coalesce(pg_column_size(%s.%I), 0)', alias, a.attname), '')
@@ -90,7 +101,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         WHERE d.watch_id = %2$s AND d.source_key = s.source_key AND d.key <> s.key
           AND (left(d.key, length(s.key) + 2) <> s.key || ' (' OR right(d.key, length(s.ending)) <> s.ending)
         $sql$, w.key_prefix, w.watch_id, rows, 'q.source_key')
-    WHERE (w.key IS NOT NULL OR w.refresh)
+    WHERE (w.key IS NOT NULL OR w.refresh) AND ingest.can_read_key(w)
 $$;
 COMMENT ON FUNCTION ingest.renaming_sql(ingest.watch, text)
     IS 'SQL that removes the documents of rows (source_key, key, bytes) that have other keys now; null where none can';
@@ -191,6 +202,15 @@ BEGIN
         END IF;
         IF TG_OP = 'TRUNCATE' OR keys IS NULL THEN
             RETURN NULL;
+        END IF;
+    END IF;
+    IF NOT ingest.can_read_key(w) THEN
+        -- Documents keep their names, and new ones have the primary key's, until the worker can give them theirs.
+        UPDATE ingest.watch v
+        SET phase = CASE v.phase WHEN 'sweep' THEN 'sweep' ELSE 'scan' END, position = NULL, refresh = true
+        WHERE v.watch_id = w.watch_id AND (v.phase = 'done' OR v.position IS NOT NULL OR NOT v.refresh);
+        IF FOUND THEN
+            PERFORM ingest.wake();
         END IF;
     END IF;
 
@@ -481,6 +501,8 @@ DECLARE
     named text;
     equal text;
     columns text;
+    -- A column that names the documents and is not there, or not for the owner, is no less missing than one that is read.
+    named_by text := '';
     listed text;
     later text;
     tail text;
@@ -503,12 +525,15 @@ BEGIN
                             format_type(ingest.base_type(a.atttypid), -1)) AS value
               FROM unnest(keys) WITH ORDINALITY AS c(name, place)
               JOIN pg_attribute a ON a.attrelid = w.source AND a.attname = c.name) AS k;
-        columns := ingest.row_columns(w, w.source, keys, named);
+        IF w.key IS NOT NULL THEN
+            named_by := format(', %s.%I AS named_by', named, w.key);
+        END IF;
+        columns := ingest.row_columns(w, w.source, keys, named) || named_by;
         reading := format(
             E'SELECT octet_length(r.content) AS bytes, CASE WHEN octet_length(r.content) <= $2 THEN r.content END AS content,\n'
             '       coalesce(r.metadata, ''{}'') AS metadata\n'
-            'FROM (SELECT (\n%s\n)::text AS content, ((\n%s\n)::jsonb)::text AS metadata FROM %s WHERE %s OFFSET 0) AS r',
-            w.content, coalesce(w.metadata, 'NULL'), source, replace(equal, '{key}', '$1'));
+            'FROM (SELECT (\n%s\n)::text AS content, ((\n%s\n)::jsonb)::text AS metadata%s FROM %s WHERE %s OFFSET 0) AS r',
+            w.content, coalesce(w.metadata, 'NULL'), named_by, source, replace(equal, '{key}', '$1'));
         missing := format(
             'SELECT u.source_key FROM unnest($1::text[]) AS u(source_key)'
             ' LEFT JOIN LATERAL (SELECT true AS there FROM %s WHERE %s LIMIT 1) AS r ON true WHERE r.there IS NULL',

@@ -197,6 +197,56 @@ fn two_sessions_may_give_the_same_name() {
 }
 
 #[test]
+fn a_naming_column_that_is_gone_blocks_in_words_and_comes_back() {
+    let (db, _api) = pages(&["a", "b"]);
+    db.run("ALTER TABLE public.pages RENAME slug TO label");
+    db.run("INSERT INTO public.pages VALUES (3, 'c', 'Text 3.'); UPDATE public.pages SET text = 'New.' WHERE id = 1; DELETE FROM public.pages WHERE id = 2");
+    let error = db.until_blocked("p").last_error.expect("why");
+    assert!(
+        error.contains("public.pages") && error.contains("slug") && error.contains("ingest.watch("),
+        "{error}"
+    );
+    db.run("ALTER TABLE public.pages RENAME label TO slug; SELECT ingest.resume('p')");
+    assert_eq!(embedded(&db), ["a: New.", "c: Text 3."]);
+    db.run(
+        "ALTER TABLE public.pages DROP slug; UPDATE public.pages SET text = 'Newer.' WHERE id = 1",
+    );
+    db.until_blocked("p");
+    db.run("SELECT ingest.watch('public.pages', 'text', 'p')");
+    assert_eq!(embedded(&db), ["1: Newer.", "3: Text 3."]);
+}
+
+#[test]
+fn a_naming_column_that_the_owner_may_not_read_names_nothing() {
+    let db = Database::new();
+    let (owner, mut client) = role(&db);
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('p', target => 'app.p_chunks')",
+    );
+    db.run(&format!(
+        "CREATE TABLE public.people (id int PRIMARY KEY, name text, body text);
+         INSERT INTO public.people VALUES (1, 'Secret', 'A body.');
+         GRANT SELECT (id, body), TRIGGER ON public.people TO {owner}"
+    ));
+    let watch = "SELECT ingest.watch('public.people', 'body', 'p', key => 'name')";
+    assert_eq!(refused(&mut client, watch).code, "42501");
+    db.run(&format!("GRANT SELECT (name) ON public.people TO {owner}"));
+    run(&mut client, watch);
+    db.settle();
+    db.run(&format!(
+        "REVOKE SELECT (name) ON public.people FROM {owner}"
+    ));
+    db.run("INSERT INTO public.people VALUES (2, 'Hush', 'Another body.')");
+    let error = db.until_blocked("p").last_error.expect("why");
+    assert!(error.contains("permission denied"), "{error}");
+    assert_eq!(
+        db.all::<String>("SELECT key FROM ingest.documents ORDER BY 1"),
+        ["2", "Secret"]
+    );
+}
+
+#[test]
 fn writers_do_not_wait_for_each_other_while_the_primary_key_is_missing() {
     let (db, _api) = pages(&["a", "b"]);
     db.run("ALTER TABLE public.pages DROP CONSTRAINT pages_pkey; INSERT INTO public.pages VALUES (3, 'c', 'Text 3.')");
