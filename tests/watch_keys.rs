@@ -197,6 +197,40 @@ fn two_sessions_may_give_the_same_name() {
 }
 
 #[test]
+fn a_value_too_long_for_a_name_is_cut_and_fails_no_statement() {
+    let (db, _api) = pages(&["a"]);
+    let long = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 300) n)";
+    db.run(&format!(
+        "INSERT INTO public.pages VALUES (2, {long} || '1', 'Text 2.'), (3, {long} || '2', 'Text 3.');
+         UPDATE public.pages SET slug = {long} WHERE id = 1"
+    ));
+    db.settle();
+    let lengths = |db: &Database| {
+        db.all::<String>(
+            "SELECT d.source_key || ' ' || (octet_length(d.key) < 1000 AND starts_with(p.slug, left(d.key, 100)))
+             FROM ingest.documents d JOIN public.pages p ON p.id::text = d.source_key ORDER BY 1",
+        )
+    };
+    assert_eq!(lengths(&db), ["1 true", "2 true", "3 true"]);
+    assert_eq!(
+        db.one::<i64>("SELECT count(DISTINCT key) FROM ingest.documents"),
+        3
+    );
+    let before = db.rows_as_text("SELECT id, key FROM ingest.documents ORDER BY id");
+    db.run("UPDATE public.pages SET text = 'New ' || id");
+    assert_eq!(embedded(&db).len(), 3);
+    assert_eq!(
+        db.rows_as_text("SELECT id, key FROM ingest.documents ORDER BY id"),
+        before
+    );
+    // So it is for rows that were there before.
+    db.run("SELECT ingest.unwatch('public.pages', 'p')");
+    db.run(WATCH_BY_SLUG);
+    assert_eq!(embedded(&db).len(), 3);
+    assert_eq!(lengths(&db), ["1 true", "2 true", "3 true"]);
+}
+
+#[test]
 fn a_naming_column_that_is_gone_blocks_in_words_and_comes_back() {
     let (db, _api) = pages(&["a", "b"]);
     db.run("ALTER TABLE public.pages RENAME slug TO label");

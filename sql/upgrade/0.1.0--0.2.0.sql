@@ -1698,6 +1698,17 @@ COMMENT ON FUNCTION ingest.row_key(text[], text) IS 'SQL that makes source_key o
 
 REVOKE ALL ON FUNCTION ingest.row_key(text[], text) FROM PUBLIC;
 
+-- Why the texts are cut: an index entry has room for 2,704 bytes, and what is too long for one fails the user's statement.
+CREATE OR REPLACE FUNCTION ingest.row_name(text text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('CASE WHEN octet_length(%1$s) > 1000 THEN left(%1$s, 200) || '' '' || left(encode(sha256(convert_to(%1$s, ''UTF8'')), ''hex''), 32) ELSE %1$s END',
+                  row_name.text)
+$$;
+
+COMMENT ON FUNCTION ingest.row_name(text) IS 'SQL that makes a document''s key of a text, given as SQL; of a long one its beginning and a hash';
+
+REVOKE ALL ON FUNCTION ingest.row_name(text) FROM PUBLIC;
+
 -- Nobody learns through names of documents what the pipeline's owner may not read.
 CREATE OR REPLACE FUNCTION ingest.can_read_key(w ingest.watch) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -1716,10 +1727,10 @@ CREATE OR REPLACE FUNCTION ingest.row_columns(w ingest.watch, source oid, keys t
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format('%s AS source_key, %s AS key, %s AS bytes', ingest.row_key(keys, alias),
                   coalesce(min(format('CASE WHEN %1$s.%2$I IS NULL THEN %3$s ELSE %4$s END', alias, a.attname,
-                                      ingest.row_key(keys, alias),
-                                      format('format(''%%s'', %s.%I)', alias, a.attname)))
+                                      ingest.row_name(ingest.row_key(keys, alias)),
+                                      ingest.row_name(format('format(''%%s'', %s.%I)', alias, a.attname))))
                            FILTER (WHERE a.attname = w.key AND ingest.can_read_key(w)),
-                           ingest.row_key(keys, alias)),
+                           ingest.row_name(ingest.row_key(keys, alias))),
                   format('least(0::bigint%s, 2147483647)::int',
                          string_agg(format(' + coalesce(pg_column_size(%s.%I), 0)', alias, a.attname), '')
                          FILTER (WHERE a.attname = ANY (w.columns))))
@@ -1746,7 +1757,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         $sql$,
         p.name, format(' (%s ', w.source), w.watch_id,
         CASE WHEN w.key IS NULL THEN 'false' ELSE 'row_number() OVER (PARTITION BY s.key ORDER BY s.source_key) > 1' END,
-        w.key_prefix, rows, 'r.source_key')
+        w.key_prefix, rows, ingest.row_name('r.source_key'))
     FROM ingest.pipeline p WHERE p.pipeline_id = w.pipeline_id
 $$;
 
@@ -1764,7 +1775,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         USING (SELECT q.source_key, %1$L || q.key AS key, ' ' || %4$s || ')' AS ending FROM (%3$s) AS q) AS s
         WHERE d.watch_id = %2$s AND d.source_key = s.source_key AND d.key <> s.key
           AND (left(d.key, length(s.key) + 2) <> s.key || ' (' OR right(d.key, length(s.ending)) <> s.ending)
-        $sql$, w.key_prefix, w.watch_id, rows, 'q.source_key')
+        $sql$, w.key_prefix, w.watch_id, rows, ingest.row_name('q.source_key'))
     WHERE (w.key IS NOT NULL OR w.refresh) AND ingest.can_read_key(w)
 $$;
 
