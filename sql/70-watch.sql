@@ -545,8 +545,8 @@ BEGIN
             w.content, coalesce(w.metadata, 'NULL'), named_by, source, replace(equal, '{key}', '$1'));
         missing := format(
             'SELECT u.source_key FROM unnest($1::text[]) AS u(source_key)'
-            ' LEFT JOIN LATERAL (SELECT true AS there FROM %s WHERE %s LIMIT 1) AS r ON true WHERE r.there IS NULL',
-            source, replace(equal, '{key}', 'u.source_key'));
+            ' LEFT JOIN LATERAL (SELECT true AS there FROM %s WHERE %s AND %s = u.source_key LIMIT 1) AS r ON true WHERE r.there IS NULL',
+            source, replace(equal, '{key}', 'u.source_key'), ingest.row_key(keys, named));
         tail := format(' ORDER BY %s LIMIT $2', listed);
         first_rows := format('SELECT %s FROM %s WHERE $1::text IS NULL', columns, source) || tail;
         next_rows := format('SELECT %s FROM %s WHERE (%s) > (%s)', columns, source, listed, replace(later, '{key}', '$1')) || tail;

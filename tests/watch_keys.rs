@@ -87,6 +87,23 @@ fn keys_are_the_same_whoever_wrote_them() {
 }
 
 #[test]
+fn keys_that_are_written_in_another_way_are_found_by_watch() {
+    let (db, _api) = pipeline();
+    db.run(
+        "CREATE TABLE public.prices (id numeric(8,2) PRIMARY KEY, body text);
+         INSERT INTO public.prices VALUES (1.5, 'One.'), (2.5, 'Two.');
+         SELECT ingest.watch('public.prices', 'body', 'p')",
+    );
+    assert_eq!(embedded(&db), ["1.50: One.", "2.50: Two."]);
+    db.run(
+        "ALTER TABLE public.prices ALTER id TYPE numeric(8,3);
+         UPDATE public.prices SET body = 'Changed.' WHERE id = 1.5;
+         SELECT ingest.watch('public.prices', 'body', 'p')",
+    );
+    assert_eq!(embedded(&db), ["1.500: Changed.", "2.500: Two."]);
+}
+
+#[test]
 fn rows_that_get_the_same_name_keep_their_documents() {
     let (db, _api) = pages(&["a", "b", "c"]);
     db.run("UPDATE public.pages SET slug = 'draft' WHERE id IN (1, 2)");
