@@ -46,3 +46,49 @@ fn a_table_emptied_by_a_transaction_that_does_not_see_all_of_it_leaves_nothing()
         assert_eq!(db.progress_of("p").counts(), (0, 0, 0, 0));
     }
 }
+
+#[test]
+fn a_partition_that_was_detached_is_a_table_like_any_other() {
+    let db = Database::new();
+    let api = api();
+    db.create_remote_pipeline("p", &api, "index => 'none'");
+    db.run(
+        "CREATE TABLE public.articles (id int PRIMARY KEY, body text) PARTITION BY RANGE (id);
+         CREATE TABLE public.a PARTITION OF public.articles FOR VALUES FROM (0) TO (100);
+         CREATE TABLE public.b PARTITION OF public.articles FOR VALUES FROM (100) TO (200);
+         INSERT INTO public.articles VALUES (1, 'One.'), (101, 'Two.');
+         SELECT ingest.watch('public.articles', 'body', 'p')",
+    );
+    assert_eq!(embedded(&db), ["1: One.", "101: Two."]);
+    db.run("ALTER TABLE public.articles DETACH PARTITION public.b");
+    let write = |level: &str, statement: &str| {
+        run(
+            &mut db.connect(),
+            &format!("BEGIN ISOLATION LEVEL {level}; {statement}; COMMIT"),
+        );
+    };
+    write(
+        "SERIALIZABLE",
+        "INSERT INTO public.b VALUES (102, 'Three.')",
+    );
+    write("READ COMMITTED", "UPDATE public.b SET body = 'Changed.'");
+    db.run("SELECT ingest.watch('public.articles', 'body', 'p')");
+    assert_eq!(embedded(&db), ["1: One."]);
+    assert_eq!(
+        db.all::<String>(
+            "SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger
+             WHERE tgname LIKE 'pg\\_ingest\\_watch%' ORDER BY 1"
+        ),
+        ["a", "articles"]
+    );
+    // What the dump of another database's watched table brings along.
+    db.run("CREATE TRIGGER pg_ingest_watch_99_insert AFTER INSERT ON public.b REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT
+            EXECUTE FUNCTION ingest.source_changed('99')");
+    write(
+        "REPEATABLE READ",
+        "INSERT INTO public.b VALUES (103, 'Four.')",
+    );
+    write("SERIALIZABLE", "INSERT INTO public.b VALUES (104, 'Five.')");
+    assert_eq!(embedded(&db), ["1: One."]);
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.watch"), 1);
+}

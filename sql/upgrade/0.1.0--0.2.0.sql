@@ -1862,13 +1862,22 @@ BEGIN
     IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
         RETURN NULL;
     END IF;
-    SELECT * INTO w FROM ingest.watch v
-    WHERE v.watch_id = TG_ARGV[0]::int AND v.source IN (TG_RELID, pg_partition_root(TG_RELID));
+    SELECT * INTO w FROM ingest.watch v WHERE v.watch_id = TG_ARGV[0]::int;
     IF NOT FOUND THEN
+        -- The snapshot may be older than the watch.
         IF ingest.has_old_snapshot() THEN
-            RAISE EXCEPTION 'could not serialize access because table % is watched since the transaction began', TG_RELID::regclass
-                USING ERRCODE = 'serialization_failure', HINT = 'Try the transaction again.';
+            BEGIN
+                INSERT INTO ingest.watch (watch_id, pipeline_id, source, content, key_prefix, columns, key_columns, phase)
+                VALUES (TG_ARGV[0]::int, 0, TG_RELID, '', '', '{}', '{}', 'done') ON CONFLICT DO NOTHING;
+                DELETE FROM ingest.watch v WHERE v.watch_id = TG_ARGV[0]::int;
+            EXCEPTION WHEN serialization_failure THEN
+                RAISE EXCEPTION 'could not serialize access because table % is watched since the transaction began', TG_RELID::regclass
+                    USING ERRCODE = 'serialization_failure', HINT = 'Try the transaction again.';
+            END;
         END IF;
+        RETURN NULL;
+    -- A partition that was detached, or a table that came out of another database's dump.
+    ELSIF w.source IS DISTINCT FROM TG_RELID AND w.source IS DISTINCT FROM pg_partition_root(TG_RELID) THEN
         RETURN NULL;
     END IF;
 
@@ -1983,6 +1992,12 @@ DECLARE
     event record;
 BEGIN
     SELECT * INTO STRICT w FROM ingest.watch v WHERE v.watch_id = attach_source.watch_id;
+    -- Partitions that were detached have nothing to tell any more.
+    FOR event IN SELECT t.name, t.relation FROM ingest.source_triggers(w.watch_id) t
+                 WHERE t.relation <> w.source AND t.relation NOT IN (SELECT p.relid FROM pg_partition_tree(w.source) p)
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', event.name, event.relation);
+    END LOOP;
     -- A statement on a partitioned table fires its triggers, one on a partition those of the partition.
     FOR part IN SELECT w.source UNION SELECT t.relid FROM pg_partition_tree(w.source) t LOOP
         FOR event IN
@@ -2006,7 +2021,7 @@ BEGIN
     END LOOP;
 END $$;
 
-COMMENT ON FUNCTION ingest.attach_source(int) IS 'Puts the triggers of a watched table where they are missing';
+COMMENT ON FUNCTION ingest.attach_source(int) IS 'Puts the triggers of a watched table where they are missing, and takes them off what is no partition of it any more';
 
 REVOKE ALL ON FUNCTION ingest.attach_source(int) FROM PUBLIC;
 
