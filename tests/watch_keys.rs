@@ -214,6 +214,23 @@ fn two_sessions_may_give_the_same_name() {
 }
 
 #[test]
+fn keys_that_two_rows_have_until_the_commit_lose_no_document() {
+    let (db, _api) = pipeline();
+    db.run(
+        "CREATE TABLE public.notes (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, body text);
+         INSERT INTO public.notes VALUES (1, 'One.'), (2, 'Two.');
+         SELECT ingest.watch('public.notes', 'body', 'p')",
+    );
+    assert_eq!(embedded(&db), ["1: One.", "2: Two."]);
+    db.run("BEGIN; UPDATE public.notes SET id = 2 WHERE body = 'One.'; UPDATE public.notes SET id = 1 WHERE body = 'Two.'; COMMIT");
+    assert_eq!(embedded(&db), ["1: Two.", "2: One."]);
+    db.run("BEGIN; INSERT INTO public.notes VALUES (1, 'New.'); DELETE FROM public.notes WHERE body = 'Two.'; COMMIT");
+    assert_eq!(embedded(&db), ["1: New.", "2: One."]);
+    db.run("DELETE FROM public.notes WHERE id = 2");
+    assert_eq!(embedded(&db), ["1: New."]);
+}
+
+#[test]
 fn a_value_too_long_for_a_name_is_cut_and_fails_no_statement() {
     let (db, _api) = pages(&["a"]);
     let long = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 300) n)";

@@ -1851,6 +1851,7 @@ DECLARE
     compared text[];
     touched text;
     gone text;
+    is_vague boolean;
     left_over bigint := 0;
     done bigint;
     version bigint;
@@ -1909,6 +1910,8 @@ BEGIN
     END IF;
 
     version := nextval('ingest.source_version');
+    -- Whether another row may have the same key: until a deferred constraint is looked at.
+    is_vague := EXISTS (SELECT FROM pg_index i WHERE i.indrelid = w.source AND i.indisprimary AND NOT i.indimmediate);
     IF TG_OP IN ('DELETE', 'UPDATE') THEN
         gone := format('SELECT %s AS source_key FROM %s AS o', ingest.row_key(keys, 'o'), old_rows);
     END IF;
@@ -1942,7 +1945,10 @@ BEGIN
                 EXECUTE statement USING NULL::int, NULL::int, 0::bigint;
             END IF;
         END IF;
-        statement := format('DELETE FROM ingest.documents d USING (%s) AS g WHERE d.watch_id = %s AND d.source_key = g.source_key', gone, w.watch_id);
+        -- Where another row may have the key, the worker looks whether it is there.
+        statement := format(CASE WHEN is_vague THEN 'UPDATE ingest.documents d SET source_version = $3 FROM (%s) AS g'
+                                 ELSE 'DELETE FROM ingest.documents d USING (%s) AS g' END
+                            || ' WHERE d.watch_id = %s AND d.source_key = g.source_key', gone, w.watch_id);
         IF by_row THEN
             EXECUTE statement USING OLD, NEW, version;
         ELSE
@@ -1950,7 +1956,7 @@ BEGIN
         END IF;
     END IF;
     IF touched IS NOT NULL THEN
-        statement := format('SELECT count(*) FROM (%s) AS q', touched);
+        statement := format('SELECT count(%s) FROM (%s) AS q', CASE WHEN is_vague THEN 'DISTINCT q.source_key' ELSE '*' END, touched);
         IF by_row THEN
             EXECUTE statement INTO left_over USING OLD, NEW;
         ELSE
