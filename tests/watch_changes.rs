@@ -92,3 +92,38 @@ fn a_partition_that_was_detached_is_a_table_like_any_other() {
     assert_eq!(embedded(&db), ["1: One."]);
     assert_eq!(db.one::<i64>("SELECT count(*) FROM ingest.watch"), 1);
 }
+
+#[test]
+fn a_row_that_is_read_as_a_whole_is_read_with_the_columns_that_come() {
+    let (db, _api) = articles(1, "to_jsonb(articles)");
+    assert_eq!(embedded(&db), [r#"1: {"id": 1, "body": "Body 1"}"#]);
+    db.run("ALTER TABLE public.articles ADD likes int");
+    db.run("UPDATE public.articles SET likes = 7");
+    assert_eq!(
+        embedded(&db),
+        [r#"1: {"id": 1, "body": "Body 1", "likes": 7}"#]
+    );
+    db.run("ALTER TABLE public.articles DROP body; UPDATE public.articles SET likes = 8");
+    assert_eq!(embedded(&db), [r#"1: {"id": 1, "likes": 8}"#]);
+}
+
+#[test]
+fn a_column_that_is_computed_when_it_is_read_is_followed() {
+    let (db, _api) = articles(1, "body");
+    if db.one::<i32>("SELECT current_setting('server_version_num')::int") < 180_000 {
+        return;
+    }
+    db.run(
+        "CREATE TABLE public.pages (id int PRIMARY KEY, title text, shout text GENERATED ALWAYS AS (upper(title)) VIRTUAL);
+         INSERT INTO public.pages (id, title) VALUES (100, 'a')",
+    );
+    assert_eq!(
+        db.expect_error("SELECT ingest.watch('public.pages', 'title', 'p', key => 'shout')")
+            .code,
+        "0A000"
+    );
+    db.run("SELECT ingest.watch('public.pages', 'shout', 'p')");
+    assert_eq!(embedded(&db)[1..], ["public.pages/100: A"]);
+    db.run("UPDATE public.pages SET title = 'b'");
+    assert_eq!(embedded(&db)[1..], ["public.pages/100: B"]);
+}

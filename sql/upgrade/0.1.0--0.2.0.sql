@@ -71,7 +71,7 @@ CREATE TABLE ingest.watch (
     metadata    text,
     key         text,
     key_prefix  text        NOT NULL,
-    columns     text[]      NOT NULL,
+    columns     text[],
     key_columns text[]      NOT NULL,
     phase       text        NOT NULL CHECK (phase IN ('sweep', 'scan', 'done')),
     refresh     boolean     NOT NULL DEFAULT false,
@@ -86,7 +86,7 @@ COMMENT ON COLUMN ingest.watch.content IS 'SQL expression over a row: the text t
 COMMENT ON COLUMN ingest.watch.metadata IS 'SQL expression over a row: the metadata of its chunks; null for none';
 COMMENT ON COLUMN ingest.watch.key IS 'column that names the documents; null for the primary key';
 COMMENT ON COLUMN ingest.watch.key_prefix IS 'what stands before the keys, so that several tables of a pipeline do not share any';
-COMMENT ON COLUMN ingest.watch.columns IS 'the columns that content and metadata read: an UPDATE of others queues nothing';
+COMMENT ON COLUMN ingest.watch.columns IS 'the columns that content and metadata read: an UPDATE of others queues nothing; null for all columns';
 COMMENT ON COLUMN ingest.watch.key_columns IS 'the primary key by which source_key was made';
 COMMENT ON COLUMN ingest.watch.phase IS 'what the worker does: sweep (documents whose rows are gone are removed), then scan (rows become documents), then done';
 COMMENT ON COLUMN ingest.watch.refresh IS 'whether the scan queues documents that are there already: the expressions changed';
@@ -1733,7 +1733,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                            ingest.row_name(ingest.row_key(keys, alias))),
                   format('least(0::bigint%s, 2147483647)::int',
                          string_agg(format(' + coalesce(pg_column_size(%s.%I), 0)', alias, a.attname), '')
-                         FILTER (WHERE a.attname = ANY (w.columns))))
+                         FILTER (WHERE a.attgenerated <> 'v' AND (w.columns IS NULL OR a.attname = ANY (w.columns)))))
     FROM pg_attribute a WHERE a.attrelid = row_columns.source AND a.attnum > 0 AND NOT a.attisdropped
 $$;
 
@@ -1868,8 +1868,8 @@ BEGIN
         -- The snapshot may be older than the watch.
         IF ingest.has_old_snapshot() THEN
             BEGIN
-                INSERT INTO ingest.watch (watch_id, pipeline_id, source, content, key_prefix, columns, key_columns, phase)
-                VALUES (TG_ARGV[0]::int, 0, TG_RELID, '', '', '{}', '{}', 'done') ON CONFLICT DO NOTHING;
+                INSERT INTO ingest.watch (watch_id, pipeline_id, source, content, key_prefix, key_columns, phase)
+                VALUES (TG_ARGV[0]::int, 0, TG_RELID, '', '', '{}', 'done') ON CONFLICT DO NOTHING;
                 DELETE FROM ingest.watch v WHERE v.watch_id = TG_ARGV[0]::int;
             EXCEPTION WHEN serialization_failure THEN
                 RAISE EXCEPTION 'could not serialize access because table % is watched since the transaction began', TG_RELID::regclass
@@ -1921,14 +1921,15 @@ BEGIN
     IF TG_OP = 'UPDATE' THEN
         columns := ARRAY(SELECT DISTINCT c FROM unnest(w.columns || w.key) AS c WHERE c IS NOT NULL);
         compared := ARRAY(SELECT a.attname::text FROM pg_attribute a
-                          WHERE a.attrelid = TG_RELID AND NOT a.attisdropped AND a.attname = ANY (columns));
+                          WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
+                            AND (w.columns IS NULL OR a.attname = ANY (columns)));
         gone := gone || format(' WHERE NOT EXISTS (SELECT FROM %s AS n WHERE %s = %s)',
                                new_rows, ingest.row_key(keys, 'n'), ingest.row_key(keys, 'o'));
         touched := touched || format(' LEFT JOIN %s AS o ON %s = %s WHERE o.%I IS NULL OR %s',
             old_rows, ingest.row_key(keys, 'o'), ingest.row_key(keys, 'n'), keys[1],
             -- The image of the values is compared, whatever their types make of equality. Without one of the columns nobody
             -- can tell, and the worker says so.
-            CASE WHEN cardinality(compared) < cardinality(columns) THEN 'true'
+            CASE WHEN NOT columns <@ compared THEN 'true'
                  WHEN compared = '{}' THEN 'false'
                  ELSE (SELECT format('record_image_ne(ROW(%s), ROW(%s))', string_agg(format('o.%I', c), ', '), string_agg(format('n.%I', c), ', '))
                        FROM unnest(compared) AS c) END);
@@ -2145,6 +2146,11 @@ BEGIN
                                        AND NOT a.attisdropped) THEN
         RAISE EXCEPTION 'column % of table % does not exist', quote_literal(key), source
             USING ERRCODE = 'undefined_column', HINT = 'key is the name of a column; without it the primary key names the documents.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = source AND a.attname = key AND a.attgenerated = 'v') THEN
+        RAISE EXCEPTION 'column % of table % cannot name the documents', quote_literal(key), source
+            USING ERRCODE = 'feature_not_supported', DETAIL = 'It is computed when it is read: no trigger sees its value.',
+                  HINT = 'Make it a stored column, or name the documents by one of those that it is computed of.';
     END IF;
 END $$;
 
