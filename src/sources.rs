@@ -14,6 +14,10 @@ use crate::owner::ActingAs;
 pub const SUBJECT: &str = "the watched table";
 /// Longest time that the rows of one transaction are read for; a single row's expressions may take no longer either.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// What catches its cancellation is cancelled again so often.
+const INSISTENCE: Duration = Duration::from_secs(1);
+/// And then the process ends.
+const LIMIT: Duration = Duration::from_secs(15);
 
 /// A watched table, with the statements that read it.
 #[derive(Clone)]
@@ -171,8 +175,8 @@ pub struct Place {
 
 impl Place {
     /// Whether reading was cancelled because it took too long.
-    pub fn was_too_slow(&self) -> bool {
-        self.since.elapsed() >= PATIENCE
+    pub fn was_too_slow(&self, code: PgSqlErrorCode) -> bool {
+        was_too_slow(code, self.since)
     }
 }
 
@@ -183,6 +187,20 @@ thread_local! {
 /// Where reading was when the last transaction failed; `None` when that had another cause.
 pub fn take_place() -> Option<Place> {
     PLACE.take()
+}
+
+/// Whether this process ends because a row that it reads cannot be interrupted.
+pub fn is_stuck() -> bool {
+    PLACE.with_borrow(|place| {
+        place
+            .as_ref()
+            .is_some_and(|place| place.since.elapsed() >= LIMIT)
+    })
+}
+
+/// Whether a statement that began then and failed with this was cancelled for taking too long.
+pub fn was_too_slow(code: PgSqlErrorCode, since: Instant) -> bool {
+    code == PgSqlErrorCode::ERRCODE_QUERY_CANCELED && since.elapsed() >= PATIENCE
 }
 
 /// Notes what is read now, until it is done.
@@ -204,30 +222,52 @@ pub fn reading<R>(
     read
 }
 
-// timeout.h, which pgrx does not bind.
-unsafe extern "C-unwind" {
-    fn enable_timeout_after(id: libc::c_int, delay_ms: libc::c_int);
-    fn disable_timeout(id: libc::c_int, keep_indicator: bool);
-}
-/// `STATEMENT_TIMEOUT` of timeout.h's enum TimeoutId, in 14 to 18.
-const STATEMENT_TIMEOUT: libc::c_int = 3;
-
-/// While it lives, statements are cancelled after [`PATIENCE`].
-pub struct Impatience(());
+/// While it lives, statements are cancelled after [`PATIENCE`], again and again; one that catches every cancellation takes
+/// the process along.
+pub struct Impatience([Option<libc::timer_t>; 2]);
 
 impl Impatience {
     /// From now on; in a worker, whose statements have no timeout otherwise.
     pub fn new() -> Self {
-        // SAFETY: every process with a database has registered this timeout at its start; it sends the process the signal
-        // that cancels its statement.
-        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, PATIENCE.as_millis() as libc::c_int) };
-        Self(())
+        Self([
+            timer(libc::SIGINT, PATIENCE, INSISTENCE),
+            timer(libc::SIGTERM, LIMIT, Duration::ZERO),
+        ])
     }
 }
 
 impl Drop for Impatience {
     fn drop(&mut self) {
-        // SAFETY: as above; it may have fired.
-        unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+        for timer in self.0.iter().flatten() {
+            // SAFETY: made by `timer`, and deleted once.
+            unsafe { libc::timer_delete(*timer) };
+        }
+        // SAFETY: a flag of the signal's handler, on the main thread: what was to be cancelled is over.
+        unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0) };
+    }
+}
+
+/// Sends this process a signal after a while, and then each time that `again` has passed. The handlers of both signals are
+/// Postgres's own, and threads other than the main one block them.
+fn timer(signal: libc::c_int, after: Duration, again: Duration) -> Option<libc::timer_t> {
+    let time = |duration: Duration| libc::timespec {
+        tv_sec: duration.as_secs() as libc::time_t,
+        tv_nsec: 0,
+    };
+    // SAFETY: zeros are a valid sigevent; all pointers are to this frame.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_SIGNAL;
+        event.sigev_signo = signal;
+        let mut timer = std::mem::zeroed();
+        if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) != 0 {
+            return None;
+        }
+        let times = libc::itimerspec {
+            it_interval: time(again),
+            it_value: time(after),
+        };
+        libc::timer_settime(timer, 0, &times, std::ptr::null_mut());
+        Some(timer)
     }
 }

@@ -13,6 +13,7 @@ use crate::installed::{self, Installed, installed};
 use crate::journal::{self, Journal};
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
+use crate::sources;
 use crate::worker::backfill;
 use crate::worker::claim::{self, Claims};
 use crate::worker::former;
@@ -39,8 +40,9 @@ const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Frees the slot whichever way the process ends.
 #[pg_guard]
 unsafe extern "C-unwind" fn release_slot(code: i32, slot: pg_sys::Datum) {
-    // With any other code, the server takes the end of the process for a crash.
-    if code == 0 || code == 1 {
+    // With any other code, the server takes the end of the process for a crash; and a row that cannot be interrupted is a
+    // cause like one.
+    if (code == 0 || code == 1) && !sources::is_stuck() {
         journal::end();
     }
     if let Some(shared) = shmem::get() {
