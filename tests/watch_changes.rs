@@ -127,3 +127,21 @@ fn a_column_that_is_computed_when_it_is_read_is_followed() {
     db.run("UPDATE public.pages SET title = 'b'");
     assert_eq!(embedded(&db)[1..], ["public.pages/100: B"]);
 }
+
+#[test]
+fn a_table_that_goes_with_its_owner_takes_its_documents_along() {
+    let (db, _api) = articles(2, "body");
+    let (other, mut client) = another(&db, "other");
+    db.run(&format!("CREATE SCHEMA theirs AUTHORIZATION {other}"));
+    run(
+        &mut client,
+        "CREATE TABLE theirs.notes (id int PRIMARY KEY, body text); INSERT INTO theirs.notes VALUES (1, 'A note.')",
+    );
+    db.run("SELECT ingest.watch('theirs.notes', 'body', 'p')");
+    assert_eq!(embedded(&db).len(), 3);
+    db.quiesce();
+    db.run(&format!("DROP OWNED BY {other}"));
+    wait_until("its documents are gone", SOON, || {
+        db.progress_of("p").counts() == (2, 2, 0, 0)
+    });
+}
