@@ -145,3 +145,19 @@ fn a_table_that_goes_with_its_owner_takes_its_documents_along() {
         db.progress_of("p").counts() == (2, 2, 0, 0)
     });
 }
+
+#[test]
+fn a_table_that_is_dropped_while_it_blocks_its_pipeline_unblocks_it() {
+    let (db, _api) = articles(2, "body");
+    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'own', 'By hand.')");
+    db.settle();
+    db.run("ALTER TABLE public.articles RENAME body TO text; INSERT INTO public.articles VALUES (3, 'Three.')");
+    db.until_blocked("p");
+    // Not as long as it would stay blocked.
+    db.run("UPDATE ingest.pipeline SET blocked_until = now() + interval '1 hour'; DROP TABLE public.articles");
+    wait_until("its documents are gone", SOON, || {
+        let progress = db.progress_of("p");
+        progress.counts() == (1, 1, 0, 0) && progress.state == "idle"
+    });
+    assert_eq!(embedded(&db), ["own: By hand."]);
+}

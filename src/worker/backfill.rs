@@ -33,6 +33,7 @@ pub struct Unfinished {
     pipeline: i32,
     phase: String,
     position: Option<String>,
+    was_dropped: bool,
 }
 
 /// The watched tables that want attention. Inside a transaction.
@@ -40,8 +41,9 @@ pub fn unfinished() -> Vec<Unfinished> {
     Spi::connect_mut(|client| {
         let rows = run(
             client,
-            "SELECT w.watch_id, w.pipeline_id, w.phase, w.position FROM ingest.watch w
-             WHERE (w.phase <> 'done' OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = w.source))
+            "SELECT w.watch_id, w.pipeline_id, w.phase, w.position, c.oid IS NULL AS was_dropped
+             FROM ingest.watch w LEFT JOIN pg_class c ON c.oid = w.source
+             WHERE (w.phase <> 'done' OR c.oid IS NULL)
                AND pg_try_advisory_xact_lock_shared(ingest.restore_lock())
              ORDER BY w.watch_id",
             &[],
@@ -53,6 +55,7 @@ pub fn unfinished() -> Vec<Unfinished> {
                 pipeline: row["pipeline_id"].value()?.unwrap_or_default(),
                 phase: row["phase"].value()?.unwrap_or_default(),
                 position: row["position"].value()?,
+                was_dropped: row["was_dropped"].value()?.unwrap_or_default(),
             });
         }
         Ok::<_, pgrx::spi::Error>(unfinished)
@@ -64,7 +67,9 @@ pub fn unfinished() -> Vec<Unfinished> {
 pub fn step(unfinished: &[Unfinished], pipelines: &Pipelines) -> Result<bool, SqlError> {
     let mut worst = Ok(false);
     for one in unfinished {
-        let Some(pipeline) = pipelines.get(one.pipeline).filter(|p| !p.is_blocked()) else {
+        // What it is blocked for may be the table that is gone.
+        let known = pipelines.get(one.pipeline);
+        let Some(pipeline) = known.filter(|p| one.was_dropped || !p.is_blocked()) else {
             continue;
         };
         match step_of(one, pipeline) {
@@ -84,7 +89,11 @@ fn step_of(one: &Unfinished, pipeline: &Active) -> Result<(), SqlError> {
     let Some(source) = found else { return Ok(()) };
     if source.table.is_none() {
         return transaction(|| {
-            Spi::connect_mut(|client| forget_dropped(client, one.watch)).or_raise()
+            Spi::connect_mut(|client| {
+                forget_dropped(client, one.watch)?;
+                unblock(client, pipeline)
+            })
+            .or_raise()
         });
     }
     let rows = PACE.with_borrow(|pace| pace.get(&one.watch).copied().unwrap_or(ROWS));
