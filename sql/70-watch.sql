@@ -243,6 +243,10 @@ BEGIN
         touched := format('SELECT %s FROM %s AS n', ingest.row_columns(w, TG_RELID, keys, 'n'), new_rows);
     END IF;
     IF TG_OP = 'UPDATE' THEN
+        -- Any column may hide a row from the pipeline's owner, or show it.
+        IF (SELECT c.relrowsecurity FROM pg_class c WHERE c.oid = w.source) THEN
+            w.columns := NULL;
+        END IF;
         columns := ARRAY(SELECT DISTINCT c FROM unnest(w.columns || w.key) AS c WHERE c IS NOT NULL);
         compared := ARRAY(SELECT a.attname::text FROM pg_attribute a
                           WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'

@@ -129,6 +129,34 @@ fn a_column_that_is_computed_when_it_is_read_is_followed() {
 }
 
 #[test]
+fn a_row_that_an_update_hides_loses_its_chunks_and_one_that_it_shows_gets_them() {
+    let db = Database::new();
+    let (owner, mut client) = role(&db);
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('p', target => 'app.p_chunks')",
+    );
+    db.run(&format!(
+        "CREATE TABLE public.articles (id int PRIMARY KEY, title text, tenant text);
+         GRANT SELECT, TRIGGER ON public.articles TO {owner};
+         ALTER TABLE public.articles ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY own ON public.articles TO {owner} USING (tenant = 'own');
+         INSERT INTO public.articles VALUES (1, 'One.', 'own'), (2, 'Two.', 'other')"
+    ));
+    run(
+        &mut client,
+        "SELECT ingest.watch('public.articles', 'title', 'p')",
+    );
+    let there = || {
+        db.settle();
+        db.all::<String>("SELECT content FROM app.p_chunks ORDER BY 1")
+    };
+    assert_eq!(there(), ["One."]);
+    db.run("UPDATE public.articles SET tenant = CASE id WHEN 1 THEN 'other' ELSE 'own' END");
+    assert_eq!(there(), ["Two."]);
+}
+
+#[test]
 fn a_table_that_goes_with_its_owner_takes_its_documents_along() {
     let (db, _api) = articles(2, "body");
     let (other, mut client) = another(&db, "other");
