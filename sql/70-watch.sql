@@ -234,8 +234,9 @@ BEGIN
     END IF;
 
     version := nextval('ingest.source_version');
-    -- Whether another row may have the same key: until a deferred constraint is looked at.
-    is_vague := EXISTS (SELECT FROM pg_index i WHERE i.indrelid = w.source AND i.indisprimary AND NOT i.indimmediate);
+    -- Whether another row may have the same key: until a deferred constraint is looked at, and among the tables that inherit.
+    is_vague := EXISTS (SELECT FROM pg_index i WHERE i.indrelid = w.source AND i.indisprimary AND NOT i.indimmediate)
+             OR EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhparent WHERE i.inhparent = w.source AND c.relkind = 'r');
     IF TG_OP IN ('DELETE', 'UPDATE') THEN
         gone := format('SELECT %s AS source_key FROM %s AS o', ingest.row_key(keys, 'o'), old_rows);
     END IF;

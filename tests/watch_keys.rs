@@ -231,6 +231,19 @@ fn keys_that_two_rows_have_until_the_commit_lose_no_document() {
 }
 
 #[test]
+fn a_row_of_a_table_that_others_inherit_from_is_not_taken_for_one_of_theirs() {
+    let (db, _api) = pages(&["a", "b"]);
+    db.run(
+        "CREATE TABLE public.child () INHERITS (public.pages);
+         INSERT INTO public.child VALUES (1, 'z', 'A child.');
+         DELETE FROM public.pages WHERE text = 'A child.'",
+    );
+    assert_eq!(embedded(&db), ["a: Text 1.", "b: Text 2."]);
+    db.run("DELETE FROM public.pages WHERE id = 2");
+    assert_eq!(embedded(&db), ["a: Text 1."]);
+}
+
+#[test]
 fn a_value_too_long_for_a_name_is_cut_and_fails_no_statement() {
     let (db, _api) = pages(&["a"]);
     let long = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 300) n)";
