@@ -501,7 +501,14 @@ BEGIN
             phase = 'sweep', position = NULL,
             refresh = v.refresh OR (v.content, v.metadata, v.key) IS DISTINCT FROM (EXCLUDED.content, EXCLUDED.metadata, EXCLUDED.key)
     RETURNING v.* INTO w;
-    PERFORM ingest.attach_source(w.watch_id);
+    BEGIN
+        PERFORM ingest.attach_source(w.watch_id);
+    EXCEPTION WHEN object_in_use THEN
+        RAISE EXCEPTION '%', SQLERRM
+            USING ERRCODE = 'object_in_use',
+                  DETAIL = 'A constraint or trigger that this transaction has deferred is still to be looked at.',
+                  HINT = 'Call watch() in a transaction of its own, or SET CONSTRAINTS ALL IMMEDIATE first.';
+    END;
     -- What was in the way may be put right by this, for a rebuild, too.
     UPDATE ingest.pipeline p SET blocked_error = NULL, blocked_until = NULL, blocked_times = 0
     WHERE w.pipeline_id IN (p.pipeline_id, p.successor_of) AND p.blocked_error IS NOT NULL;

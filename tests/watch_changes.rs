@@ -189,3 +189,33 @@ fn a_table_that_is_dropped_while_it_blocks_its_pipeline_unblocks_it() {
     });
     assert_eq!(embedded(&db), ["own: By hand."]);
 }
+
+#[test]
+fn watching_where_a_constraint_is_still_to_be_looked_at_says_what_to_do() {
+    let (db, _api) = articles(1, "body");
+    db.run(
+        "CREATE TABLE public.comments (id int PRIMARY KEY, body text,
+                                      article int REFERENCES public.articles DEFERRABLE INITIALLY DEFERRED)",
+    );
+    let mut client = db.connect();
+    run(
+        &mut client,
+        "BEGIN; INSERT INTO public.comments VALUES (1, 'A comment.', 1)",
+    );
+    let error = refused(
+        &mut client,
+        "SELECT ingest.watch('public.comments', 'body', 'p')",
+    );
+    assert_eq!(error.code, "55006");
+    assert!(
+        error.text().contains("pending trigger events"),
+        "{}",
+        error.text()
+    );
+    assert!(
+        error
+            .hint
+            .is_some_and(|hint| hint.contains("SET CONSTRAINTS")),
+        "a hint"
+    );
+}
