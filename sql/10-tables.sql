@@ -88,7 +88,7 @@ CREATE TABLE ingest.watch (
     metadata    text,
     key         text,
     key_prefix  text        NOT NULL,
-    columns     text[]      NOT NULL,
+    columns     text[],
     key_columns text[]      NOT NULL,
     phase       text        NOT NULL CHECK (phase IN ('sweep', 'scan', 'done')),
     refresh     boolean     NOT NULL DEFAULT false,
@@ -101,7 +101,7 @@ COMMENT ON COLUMN ingest.watch.content IS 'SQL expression over a row: the text t
 COMMENT ON COLUMN ingest.watch.metadata IS 'SQL expression over a row: the metadata of its chunks; null for none';
 COMMENT ON COLUMN ingest.watch.key IS 'column that names the documents; null for the primary key';
 COMMENT ON COLUMN ingest.watch.key_prefix IS 'what stands before the keys, so that several tables of a pipeline do not share any';
-COMMENT ON COLUMN ingest.watch.columns IS 'the columns that content and metadata read: an UPDATE of others queues nothing';
+COMMENT ON COLUMN ingest.watch.columns IS 'the columns that content and metadata read: an UPDATE of others queues nothing; null for all columns';
 COMMENT ON COLUMN ingest.watch.key_columns IS 'the primary key by which source_key was made';
 COMMENT ON COLUMN ingest.watch.phase IS 'what the worker does: sweep (documents whose rows are gone are removed), then scan (rows become documents), then done';
 COMMENT ON COLUMN ingest.watch.refresh IS 'whether the scan queues documents that are there already: the expressions changed';

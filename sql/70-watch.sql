@@ -40,28 +40,52 @@ $$;
 COMMENT ON FUNCTION ingest.row_key(text[], text) IS 'SQL that makes source_key of a row';
 REVOKE ALL ON FUNCTION ingest.row_key(text[], text) FROM PUBLIC;
 
+-- Why the texts are cut: an index entry has room for 2,704 bytes, and what is too long for one fails the user's statement.
+CREATE FUNCTION ingest.row_name(text text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('CASE WHEN octet_length(%1$s) > 1000 THEN left(%1$s, 200) || '' '' || left(encode(sha256(convert_to(%1$s, ''UTF8'')), ''hex''), 32) ELSE %1$s END',
+                  row_name.text)
+$$;
+COMMENT ON FUNCTION ingest.row_name(text) IS 'SQL that makes a document''s key of a text, given as SQL; of a long one its beginning and a hash';
+REVOKE ALL ON FUNCTION ingest.row_name(text) FROM PUBLIC;
+
+-- Nobody learns through names of documents what the pipeline's owner may not read.
+CREATE FUNCTION ingest.can_read_key(w ingest.watch) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT w.key IS NULL OR EXISTS (
+        SELECT FROM pg_attribute a JOIN ingest.pipeline p ON p.pipeline_id = w.pipeline_id
+        WHERE a.attrelid = w.source AND a.attname = w.key AND a.attnum > 0 AND NOT a.attisdropped
+          AND has_column_privilege(p.owner::oid, a.attrelid, a.attnum, 'SELECT'))
+$$;
+COMMENT ON FUNCTION ingest.can_read_key(ingest.watch) IS 'Whether the column that names the documents is there for the pipeline''s owner';
+REVOKE ALL ON FUNCTION ingest.can_read_key(ingest.watch) FROM PUBLIC;
+
 -- What a document is named after, and about how much there is to read of it, without reading it.
 CREATE FUNCTION ingest.row_columns(w ingest.watch, source oid, keys text[], alias text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format('%s AS source_key, %s AS key, %s AS bytes', ingest.row_key(keys, alias),
-                  coalesce(min(format('CASE WHEN %1$s.%2$I IS NULL THEN %3$s ELSE format(''%%s'', %1$s.%2$I) END', alias, a.attname,
-                                      ingest.row_key(keys, alias))) FILTER (WHERE a.attname = w.key), ingest.row_key(keys, alias)),
+                  coalesce(min(format('CASE WHEN %1$s.%2$I IS NULL THEN %3$s ELSE %4$s END', alias, a.attname,
+                                      ingest.row_name(ingest.row_key(keys, alias)),
+                                      ingest.row_name(format('format(''%%s'', %s.%I)', alias, a.attname))))
+                           FILTER (WHERE a.attname = w.key AND ingest.can_read_key(w)),
+                           ingest.row_name(ingest.row_key(keys, alias))),
                   format('least(0::bigint%s, 2147483647)::int',
                          string_agg(format(' + coalesce(pg_column_size(%s.%I), 0)', alias, a.attname), '')
-                         FILTER (WHERE a.attname = ANY (w.columns))))
+                         FILTER (WHERE a.attgenerated <> 'v' AND (w.columns IS NULL OR a.attname = ANY (w.columns)))))
     FROM pg_attribute a WHERE a.attrelid = row_columns.source AND a.attnum > 0 AND NOT a.attisdropped
 $$;
 COMMENT ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) IS 'SQL of what staging_sql() takes of a row';
 REVOKE ALL ON FUNCTION ingest.row_columns(ingest.watch, oid, text[], text) FROM PUBLIC;
 
--- Two statements: the first adds documents for rows that have none, and waits for whoever is adding the same one, whichever unique
--- index tells; the second gives those that were there a new version, $3.
+-- Three statements: the first adds documents for rows that have none, and waits for whoever is adding the same one, whichever unique
+-- index tells; the second removes those whose names are others now, and the first adds them again; the third gives the rest a new
+-- version, $3. Whatever came or went in between, they are run until each row has its document.
 CREATE FUNCTION ingest.staging_sql(w ingest.watch, rows text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
         $sql$
         INSERT INTO ingest.documents (pipeline, key, watch_id, source_key, source_bytes, source_version)
-        SELECT %1$L, CASE WHEN r.taken THEN r.key || %2$L || r.source_key || ')' ELSE r.key END, %3$s, r.source_key, r.bytes, $3
+        SELECT %1$L, CASE WHEN r.taken THEN r.key || %2$L || %7$s || ')' ELSE r.key END, %3$s, r.source_key, r.bytes, $3
         FROM (SELECT s.source_key, s.key, s.bytes, ingest.is_key_taken(%1$L, s.key, %3$s, s.source_key) OR %4$s AS taken
               FROM (SELECT q.source_key, %5$L || q.key AS key, q.bytes FROM (%6$s) AS q
                     WHERE NOT EXISTS (SELECT FROM ingest.documents d WHERE d.watch_id = %3$s AND d.source_key = q.source_key)) AS s) AS r
@@ -69,29 +93,38 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         $sql$,
         p.name, format(' (%s ', w.source), w.watch_id,
         CASE WHEN w.key IS NULL THEN 'false' ELSE 'row_number() OVER (PARTITION BY s.key ORDER BY s.source_key) > 1' END,
-        w.key_prefix, rows)
+        w.key_prefix, rows, ingest.row_name('r.source_key'))
     FROM ingest.pipeline p WHERE p.pipeline_id = w.pipeline_id
 $$;
 COMMENT ON FUNCTION ingest.staging_sql(ingest.watch, text)
     IS 'SQL that makes documents of rows (source_key, key, bytes) that have none; a key that is another document''s is told apart by table and primary key';
 REVOKE ALL ON FUNCTION ingest.staging_sql(ingest.watch, text) FROM PUBLIC;
 
+-- Which name is free, only statements can tell that come after the one by which another row gave it up, or took it.
+CREATE FUNCTION ingest.renaming_sql(w ingest.watch, rows text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format(
+        $sql$
+        DELETE FROM ingest.documents AS d
+        USING (SELECT q.source_key, %1$L || q.key AS key, ' ' || %4$s || ')' AS ending FROM (%3$s) AS q) AS s
+        WHERE d.watch_id = %2$s AND d.source_key = s.source_key AND d.key <> s.key
+          AND (left(d.key, length(s.key) + 2) <> s.key || ' (' OR right(d.key, length(s.ending)) <> s.ending)
+        $sql$, w.key_prefix, w.watch_id, rows, ingest.row_name('q.source_key'))
+    WHERE (w.key IS NOT NULL OR w.refresh) AND ingest.can_read_key(w)
+$$;
+COMMENT ON FUNCTION ingest.renaming_sql(ingest.watch, text)
+    IS 'SQL that removes the documents of rows (source_key, key, bytes) that have other keys now; null where none can';
+REVOKE ALL ON FUNCTION ingest.renaming_sql(ingest.watch, text) FROM PUBLIC;
+
 CREATE FUNCTION ingest.touching_sql(w ingest.watch, rows text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
         $sql$
-        UPDATE ingest.documents AS d
-        SET source_version = $3, source_bytes = q.bytes,
-            key = CASE WHEN %1$s THEN d.key
-                       WHEN ingest.is_key_taken(%2$L, %3$L || q.key, %4$s, q.source_key) THEN %3$L || q.key || %5$L || q.source_key || ')'
-                       ELSE %3$L || q.key END
-        FROM (%6$s) AS q
-        WHERE d.watch_id = %4$s AND d.source_key = q.source_key AND d.source_version <> $3
-        $sql$,
-        CASE WHEN w.key IS NULL AND NOT w.refresh THEN 'true' ELSE 'false' END, p.name, w.key_prefix, w.watch_id, format(' (%s ', w.source), rows)
-    FROM ingest.pipeline p WHERE p.pipeline_id = w.pipeline_id
+        UPDATE ingest.documents AS d SET source_version = $3, source_bytes = q.bytes FROM (%2$s) AS q
+        WHERE d.watch_id = %1$s AND d.source_key = q.source_key AND d.source_version <> $3
+        $sql$, w.watch_id, rows)
 $$;
-COMMENT ON FUNCTION ingest.touching_sql(ingest.watch, text) IS 'SQL that queues the documents of rows (source_key, key, bytes) anew, under the keys that these have now';
+COMMENT ON FUNCTION ingest.touching_sql(ingest.watch, text) IS 'SQL that queues the documents of rows (source_key, key, bytes) anew';
 REVOKE ALL ON FUNCTION ingest.touching_sql(ingest.watch, text) FROM PUBLIC;
 
 -- A function, because an index is to be used for each row, however short the table looked to the planner.
@@ -142,39 +175,68 @@ DECLARE
     compared text[];
     touched text;
     gone text;
+    is_vague boolean;
     left_over bigint := 0;
     done bigint;
     version bigint;
+    statements text[];
     statement text;
+    renaming text;
 BEGIN
     -- A dump that is restored holds the documents, too.
     IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
         RETURN NULL;
     END IF;
-    SELECT * INTO w FROM ingest.watch v
-    WHERE v.watch_id = TG_ARGV[0]::int AND v.source IN (TG_RELID, pg_partition_root(TG_RELID));
+    SELECT * INTO w FROM ingest.watch v WHERE v.watch_id = TG_ARGV[0]::int;
     IF NOT FOUND THEN
+        -- The snapshot may be older than the watch.
         IF ingest.has_old_snapshot() THEN
-            RAISE EXCEPTION 'could not serialize access because table % is watched since the transaction began', TG_RELID::regclass
-                USING ERRCODE = 'serialization_failure', HINT = 'Try the transaction again.';
+            BEGIN
+                INSERT INTO ingest.watch (watch_id, pipeline_id, source, content, key_prefix, key_columns, phase)
+                VALUES (TG_ARGV[0]::int, 0, TG_RELID, '', '', '{}', 'done') ON CONFLICT DO NOTHING;
+                DELETE FROM ingest.watch v WHERE v.watch_id = TG_ARGV[0]::int;
+            EXCEPTION WHEN serialization_failure THEN
+                RAISE EXCEPTION 'could not serialize access because table % is watched since the transaction began', TG_RELID::regclass
+                    USING ERRCODE = 'serialization_failure', HINT = 'Try the transaction again.';
+            END;
         END IF;
+        RETURN NULL;
+    -- A partition that was detached, or a table that came out of another database's dump.
+    ELSIF w.source IS DISTINCT FROM TG_RELID AND w.source IS DISTINCT FROM pg_partition_root(TG_RELID) THEN
         RETURN NULL;
     END IF;
 
-    IF TG_OP = 'TRUNCATE' AND TG_RELID = w.source THEN
+    IF TG_OP = 'TRUNCATE' AND TG_RELID = w.source AND NOT ingest.has_old_snapshot() THEN
         PERFORM ingest.forget_all_of_source(w.watch_id);
         RETURN NULL;
     END IF;
     keys := ingest.primary_key(w.source);
     IF TG_OP = 'TRUNCATE' OR keys IS DISTINCT FROM w.key_columns THEN
-        -- Which documents are those of a partition, or of a key that is another one now, the worker finds out.
-        UPDATE ingest.watch v SET phase = 'sweep', position = NULL WHERE v.watch_id = w.watch_id;
-        PERFORM ingest.wake();
+        -- Which documents are those of a partition, of rows that this transaction does not see, or of a key that is another one now,
+        -- the worker finds out. Until it begins, one writer need not wait for another to say so.
+        UPDATE ingest.watch v SET phase = 'sweep', position = NULL
+        WHERE v.watch_id = w.watch_id AND (TG_OP = 'TRUNCATE' OR v.phase <> 'sweep' OR v.position IS NOT NULL);
+        IF FOUND THEN
+            PERFORM ingest.wake();
+        END IF;
         IF TG_OP = 'TRUNCATE' OR keys IS NULL THEN
             RETURN NULL;
         END IF;
     END IF;
+    IF NOT ingest.can_read_key(w) THEN
+        -- Documents keep their names, and new ones have the primary key's, until the worker can give them theirs.
+        UPDATE ingest.watch v
+        SET phase = CASE v.phase WHEN 'sweep' THEN 'sweep' ELSE 'scan' END, position = NULL, refresh = true
+        WHERE v.watch_id = w.watch_id AND (v.phase = 'done' OR v.position IS NOT NULL OR NOT v.refresh);
+        IF FOUND THEN
+            PERFORM ingest.wake();
+        END IF;
+    END IF;
 
+    version := nextval('ingest.source_version');
+    -- Whether another row may have the same key: until a deferred constraint is looked at, and among the tables that inherit.
+    is_vague := EXISTS (SELECT FROM pg_index i WHERE i.indrelid = w.source AND i.indisprimary AND NOT i.indimmediate)
+             OR EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhparent WHERE i.inhparent = w.source AND c.relkind = 'r');
     IF TG_OP IN ('DELETE', 'UPDATE') THEN
         gone := format('SELECT %s AS source_key FROM %s AS o', ingest.row_key(keys, 'o'), old_rows);
     END IF;
@@ -182,16 +244,21 @@ BEGIN
         touched := format('SELECT %s FROM %s AS n', ingest.row_columns(w, TG_RELID, keys, 'n'), new_rows);
     END IF;
     IF TG_OP = 'UPDATE' THEN
+        -- Any column may hide a row from the pipeline's owner, or show it.
+        IF (SELECT c.relrowsecurity FROM pg_class c WHERE c.oid = w.source) THEN
+            w.columns := NULL;
+        END IF;
         columns := ARRAY(SELECT DISTINCT c FROM unnest(w.columns || w.key) AS c WHERE c IS NOT NULL);
         compared := ARRAY(SELECT a.attname::text FROM pg_attribute a
-                          WHERE a.attrelid = TG_RELID AND NOT a.attisdropped AND a.attname = ANY (columns));
+                          WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
+                            AND (w.columns IS NULL OR a.attname = ANY (columns)));
         gone := gone || format(' WHERE NOT EXISTS (SELECT FROM %s AS n WHERE %s = %s)',
                                new_rows, ingest.row_key(keys, 'n'), ingest.row_key(keys, 'o'));
         touched := touched || format(' LEFT JOIN %s AS o ON %s = %s WHERE o.%I IS NULL OR %s',
             old_rows, ingest.row_key(keys, 'o'), ingest.row_key(keys, 'n'), keys[1],
             -- The image of the values is compared, whatever their types make of equality. Without one of the columns nobody
             -- can tell, and the worker says so.
-            CASE WHEN cardinality(compared) < cardinality(columns) THEN 'true'
+            CASE WHEN NOT columns <@ compared THEN 'true'
                  WHEN compared = '{}' THEN 'false'
                  ELSE (SELECT format('record_image_ne(ROW(%s), ROW(%s))', string_agg(format('o.%I', c), ', '), string_agg(format('n.%I', c), ', '))
                        FROM unnest(compared) AS c) END);
@@ -208,33 +275,45 @@ BEGIN
                 EXECUTE statement USING NULL::int, NULL::int, 0::bigint;
             END IF;
         END IF;
-        gone := format('DELETE FROM ingest.documents d USING (%s) AS g WHERE d.watch_id = %s AND d.source_key = g.source_key',
-                       gone, w.watch_id);
+        -- Where another row may have the key, the worker looks whether it is there.
+        statement := format(CASE WHEN is_vague THEN 'UPDATE ingest.documents d SET source_version = $3 FROM (%s) AS g'
+                                 ELSE 'DELETE FROM ingest.documents d USING (%s) AS g' END
+                            || ' WHERE d.watch_id = %s AND d.source_key = g.source_key', gone, w.watch_id);
         IF by_row THEN
-            EXECUTE gone USING OLD, NEW;
+            EXECUTE statement USING OLD, NEW, version;
         ELSE
-            EXECUTE gone;
+            EXECUTE statement USING NULL::int, NULL::int, version;
         END IF;
     END IF;
     IF touched IS NOT NULL THEN
-        version := nextval('ingest.source_version');
-        IF TG_OP = 'INSERT' THEN
-            EXECUTE format('SELECT count(*) FROM %s AS n', new_rows) INTO left_over USING NULL::int, NEW;
+        statement := format('SELECT count(%s) FROM (%s) AS q', CASE WHEN is_vague THEN 'DISTINCT q.source_key' ELSE '*' END, touched);
+        IF by_row THEN
+            EXECUTE statement INTO left_over USING OLD, NEW;
+        ELSE
+            EXECUTE statement INTO left_over;
         END IF;
-        -- More than once only where a document came or went in between.
-        FOR attempt IN 1..3 LOOP
-            FOREACH statement IN ARRAY ARRAY[ingest.staging_sql(w, touched), ingest.touching_sql(w, touched)] LOOP
+        renaming := ingest.renaming_sql(w, touched);
+        statements := array_remove(ARRAY[ingest.staging_sql(w, touched), renaming, ingest.touching_sql(w, touched)], NULL);
+        -- More than once only where a document has another name now, or came or went in between.
+        FOR attempt IN 1..20 LOOP
+            EXIT WHEN left_over <= 0;
+            FOREACH statement IN ARRAY statements LOOP
                 IF by_row THEN
                     EXECUTE statement USING OLD, NEW, version;
                 ELSE
                     EXECUTE statement USING NULL::int, NULL::int, version;
                 END IF;
                 GET DIAGNOSTICS done = ROW_COUNT;
+                -- What was renamed is still to be added.
+                CONTINUE WHEN statement = renaming;
                 left_over := left_over - done;
-                EXIT WHEN TG_OP = 'INSERT' AND left_over <= 0;
+                EXIT WHEN left_over <= 0;
             END LOOP;
-            EXIT WHEN left_over <= 0;
         END LOOP;
+        IF left_over > 0 THEN
+            UPDATE ingest.watch v SET phase = 'sweep', position = NULL WHERE v.watch_id = w.watch_id;
+            PERFORM ingest.wake();
+        END IF;
     END IF;
     RETURN NULL;
 END $$;
@@ -248,6 +327,12 @@ DECLARE
     event record;
 BEGIN
     SELECT * INTO STRICT w FROM ingest.watch v WHERE v.watch_id = attach_source.watch_id;
+    -- Partitions that were detached have nothing to tell any more.
+    FOR event IN SELECT t.name, t.relation FROM ingest.source_triggers(w.watch_id) t
+                 WHERE t.relation <> w.source AND t.relation NOT IN (SELECT p.relid FROM pg_partition_tree(w.source) p)
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', event.name, event.relation);
+    END LOOP;
     -- A statement on a partitioned table fires its triggers, one on a partition those of the partition.
     FOR part IN SELECT w.source UNION SELECT t.relid FROM pg_partition_tree(w.source) t LOOP
         FOR event IN
@@ -270,7 +355,7 @@ BEGIN
         END LOOP;
     END LOOP;
 END $$;
-COMMENT ON FUNCTION ingest.attach_source(int) IS 'Puts the triggers of a watched table where they are missing';
+COMMENT ON FUNCTION ingest.attach_source(int) IS 'Puts the triggers of a watched table where they are missing, and takes them off what is no partition of it any more';
 REVOKE ALL ON FUNCTION ingest.attach_source(int) FROM PUBLIC;
 
 CREATE FUNCTION ingest.source_triggers(watch_id int) RETURNS TABLE (trigger oid, name name, relation regclass)
@@ -380,6 +465,11 @@ BEGIN
         RAISE EXCEPTION 'column % of table % does not exist', quote_literal(key), source
             USING ERRCODE = 'undefined_column', HINT = 'key is the name of a column; without it the primary key names the documents.';
     END IF;
+    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = source AND a.attname = key AND a.attgenerated = 'v') THEN
+        RAISE EXCEPTION 'column % of table % cannot name the documents', quote_literal(key), source
+            USING ERRCODE = 'feature_not_supported', DETAIL = 'It is computed when it is read: no trigger sees its value.',
+                  HINT = 'Make it a stored column, or name the documents by one of those that it is computed of.';
+    END IF;
 END $$;
 COMMENT ON FUNCTION ingest.refuse_source(regclass, text, text, oid) IS 'Raises an error unless the role may have the table watched for the pipeline';
 REVOKE ALL ON FUNCTION ingest.refuse_source(regclass, text, text, oid) FROM PUBLIC;
@@ -411,7 +501,14 @@ BEGIN
             phase = 'sweep', position = NULL,
             refresh = v.refresh OR (v.content, v.metadata, v.key) IS DISTINCT FROM (EXCLUDED.content, EXCLUDED.metadata, EXCLUDED.key)
     RETURNING v.* INTO w;
-    PERFORM ingest.attach_source(w.watch_id);
+    BEGIN
+        PERFORM ingest.attach_source(w.watch_id);
+    EXCEPTION WHEN object_in_use THEN
+        RAISE EXCEPTION '%', SQLERRM
+            USING ERRCODE = 'object_in_use',
+                  DETAIL = 'A constraint or trigger that this transaction has deferred is still to be looked at.',
+                  HINT = 'Call watch() in a transaction of its own, or SET CONSTRAINTS ALL IMMEDIATE first.';
+    END;
     -- What was in the way may be put right by this, for a rebuild, too.
     UPDATE ingest.pipeline p SET blocked_error = NULL, blocked_until = NULL, blocked_times = 0
     WHERE w.pipeline_id IN (p.pipeline_id, p.successor_of) AND p.blocked_error IS NOT NULL;
@@ -452,6 +549,8 @@ DECLARE
     named text;
     equal text;
     columns text;
+    -- A column that names the documents and is not there, or not for the owner, is no less missing than one that is read.
+    named_by text := '';
     listed text;
     later text;
     tail text;
@@ -474,16 +573,19 @@ BEGIN
                             format_type(ingest.base_type(a.atttypid), -1)) AS value
               FROM unnest(keys) WITH ORDINALITY AS c(name, place)
               JOIN pg_attribute a ON a.attrelid = w.source AND a.attname = c.name) AS k;
-        columns := ingest.row_columns(w, w.source, keys, named);
+        IF w.key IS NOT NULL THEN
+            named_by := format(', %s.%I AS named_by', named, w.key);
+        END IF;
+        columns := ingest.row_columns(w, w.source, keys, named) || named_by;
         reading := format(
             E'SELECT octet_length(r.content) AS bytes, CASE WHEN octet_length(r.content) <= $2 THEN r.content END AS content,\n'
             '       coalesce(r.metadata, ''{}'') AS metadata\n'
-            'FROM (SELECT (\n%s\n)::text AS content, ((\n%s\n)::jsonb)::text AS metadata FROM %s WHERE %s OFFSET 0) AS r',
-            w.content, coalesce(w.metadata, 'NULL'), source, replace(equal, '{key}', '$1'));
+            'FROM (SELECT (\n%s\n)::text AS content, ((\n%s\n)::jsonb)::text AS metadata%s FROM %s WHERE %s OFFSET 0) AS r',
+            w.content, coalesce(w.metadata, 'NULL'), named_by, source, replace(equal, '{key}', '$1'));
         missing := format(
             'SELECT u.source_key FROM unnest($1::text[]) AS u(source_key)'
-            ' LEFT JOIN LATERAL (SELECT true AS there FROM %s WHERE %s LIMIT 1) AS r ON true WHERE r.there IS NULL',
-            source, replace(equal, '{key}', 'u.source_key'));
+            ' LEFT JOIN LATERAL (SELECT true AS there FROM %s WHERE %s AND %s = u.source_key LIMIT 1) AS r ON true WHERE r.there IS NULL',
+            source, replace(equal, '{key}', 'u.source_key'), ingest.row_key(keys, named));
         tail := format(' ORDER BY %s LIMIT $2', listed);
         first_rows := format('SELECT %s FROM %s WHERE $1::text IS NULL', columns, source) || tail;
         next_rows := format('SELECT %s FROM %s WHERE (%s) > (%s)', columns, source, listed, replace(later, '{key}', '$1')) || tail;
@@ -513,15 +615,30 @@ DECLARE
     w ingest.watch;
     rows text := 'SELECT * FROM unnest($1, $2, $4) AS u(source_key, key, bytes)';
     version bigint := nextval('ingest.source_version');
+    statements text[];
+    statement text;
+    left_over boolean;
 BEGIN
     -- Who unwatches the table meanwhile waits for this, and removes what it stages.
     SELECT * INTO w FROM ingest.watch v WHERE v.watch_id = stage_rows.watch_id AND v.phase = 'scan' FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    EXECUTE ingest.staging_sql(w, rows) USING source_keys, keys, version, bytes;
+    statements := ARRAY[ingest.staging_sql(w, rows)];
     IF w.refresh THEN
-        EXECUTE ingest.touching_sql(w, rows) USING source_keys, keys, version, bytes;
+        statements := array_remove(statements || ingest.renaming_sql(w, rows) || ingest.touching_sql(w, rows), NULL);
+    END IF;
+    -- More than once only where a document has another name now, or came or went in between.
+    FOR attempt IN 1..20 LOOP
+        FOREACH statement IN ARRAY statements LOOP
+            EXECUTE statement USING source_keys, keys, version, bytes;
+        END LOOP;
+        left_over := EXISTS (SELECT FROM unnest(source_keys) AS u(source_key)
+                             WHERE NOT EXISTS (SELECT FROM ingest.documents d WHERE d.watch_id = w.watch_id AND d.source_key = u.source_key));
+        EXIT WHEN NOT left_over;
+    END LOOP;
+    IF left_over THEN
+        RAISE EXCEPTION 'rows of % are being written', w.source USING ERRCODE = 'lock_not_available';
     END IF;
     UPDATE ingest.watch v
     SET position = CASE WHEN NOT is_last THEN source_keys[cardinality(source_keys)] END,

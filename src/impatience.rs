@@ -3,33 +3,44 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-// timeout.h, which pgrx does not bind.
-unsafe extern "C-unwind" {
-    fn enable_timeout_after(id: libc::c_int, delay_ms: libc::c_int);
-    fn disable_timeout(id: libc::c_int, keep_indicator: bool);
-}
-/// `STATEMENT_TIMEOUT` of timeout.h's enum TimeoutId, in 14 to 18.
-const STATEMENT_TIMEOUT: libc::c_int = 3;
+use pgrx::prelude::*;
+
+/// What catches its cancellation is cancelled again so often.
+const INSISTENCE: Duration = Duration::from_secs(1);
+/// And after so long the process ends.
+const LIMIT: Duration = Duration::from_secs(10);
 
 thread_local! {
     static RAN_OUT: Cell<bool> = const { Cell::new(false) };
+    /// When the process ends if the present statement goes on.
+    static END: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// While it lives, statements are cancelled after a while.
+/// Whether this process ends because a statement cannot be cancelled.
+pub fn is_stuck() -> bool {
+    END.get().is_some_and(|end| end <= Instant::now())
+}
+
+/// While it lives, statements are cancelled after a while, again and again; one that catches every cancellation takes the process
+/// along.
 pub struct Impatience {
     since: Instant,
     bound: Duration,
+    timers: [Option<libc::timer_t>; 2],
 }
 
 impl Impatience {
     /// From now on; in a worker, whose statements have no timeout otherwise.
     pub fn new(bound: Duration) -> Self {
-        // SAFETY: every process with a database has registered this timeout at its start; it sends the process the signal
-        // that cancels its statement.
-        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, bound.as_millis() as libc::c_int) };
+        let since = Instant::now();
+        END.set(Some(since + bound + LIMIT));
         Self {
-            since: Instant::now(),
+            since,
             bound,
+            timers: [
+                timer(libc::SIGINT, bound, INSISTENCE),
+                timer(libc::SIGTERM, bound + LIMIT, Duration::ZERO),
+            ],
         }
     }
 
@@ -41,10 +52,42 @@ impl Impatience {
 
 impl Drop for Impatience {
     fn drop(&mut self) {
-        // SAFETY: as above; it may have fired.
-        unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
-        if std::thread::panicking() && self.since.elapsed() >= self.bound {
-            RAN_OUT.set(true);
+        END.set(None);
+        for timer in self.timers.iter().flatten() {
+            // SAFETY: made by `timer`, and deleted once.
+            unsafe { libc::timer_delete(*timer) };
         }
+        if self.since.elapsed() >= self.bound {
+            // SAFETY: a flag of the signal's handler, on the main thread: what was to be cancelled is over.
+            unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0) };
+            if std::thread::panicking() {
+                RAN_OUT.set(true);
+            }
+        }
+    }
+}
+
+/// Sends this process a signal after a while, and then each time that `again` has passed. The handlers of both signals are
+/// Postgres's own, and threads other than the main one block them.
+fn timer(signal: libc::c_int, after: Duration, again: Duration) -> Option<libc::timer_t> {
+    let time = |duration: Duration| libc::timespec {
+        tv_sec: duration.as_secs() as libc::time_t,
+        tv_nsec: duration.subsec_nanos() as libc::c_long,
+    };
+    // SAFETY: zeros are a valid sigevent; all pointers are to this frame.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_SIGNAL;
+        event.sigev_signo = signal;
+        let mut timer = std::mem::zeroed();
+        if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) != 0 {
+            return None;
+        }
+        let times = libc::itimerspec {
+            it_interval: time(again),
+            it_value: time(after),
+        };
+        libc::timer_settime(timer, 0, &times, std::ptr::null_mut());
+        Some(timer)
     }
 }

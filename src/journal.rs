@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use engine::Mark;
+use engine::{Mark, Working};
 use limiter::{Tallied, Tally};
 use pgrx::prelude::*;
 
@@ -77,6 +77,20 @@ pub struct Journal {
 /// A document noted as held.
 #[derive(Debug, Clone, Copy)]
 pub struct Note(Option<u32>);
+
+/// While it lives, a document is noted as worked on.
+pub struct WorkingOn<'j> {
+    journal: &'j mut Journal,
+    note: Note,
+    working: Option<Working>,
+}
+
+impl Drop for WorkingOn<'_> {
+    fn drop(&mut self) {
+        self.working.take();
+        self.journal.release(self.note);
+    }
+}
 
 /// The journal of the process that is running, for what happens while it dies.
 static OWN: AtomicPtr<Layout> = AtomicPtr::new(std::ptr::null_mut());
@@ -183,6 +197,17 @@ impl Journal {
         let held = &self.layout.held[index as usize];
         held.document.store(0, Ordering::Relaxed);
         self.free.push_back(index);
+    }
+
+    /// Notes that the main thread works on a document that is not held yet, until the guard is dropped.
+    pub fn work_on(&mut self, document: i64) -> WorkingOn<'_> {
+        let note = self.hold(document);
+        let working = Some(self.mark(note).work());
+        WorkingOn {
+            journal: self,
+            note,
+            working,
+        }
     }
 
     /// Where this process counts what it sends under a limit; begins with what of it is `written` in the table. None when

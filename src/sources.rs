@@ -197,8 +197,8 @@ pub struct Place {
 
 impl Place {
     /// Whether reading was cancelled because it took too long.
-    pub fn was_too_slow(&self) -> bool {
-        self.since.elapsed() >= PATIENCE
+    pub fn was_too_slow(&self, code: PgSqlErrorCode) -> bool {
+        was_too_slow(code, self.since)
     }
 }
 
@@ -209,6 +209,11 @@ thread_local! {
 /// Where reading was when the last transaction failed; `None` when that had another cause.
 pub fn take_place() -> Option<Place> {
     PLACE.take()
+}
+
+/// Whether a statement that began then and failed with this was cancelled for taking too long.
+pub fn was_too_slow(code: PgSqlErrorCode, since: Instant) -> bool {
+    code == PgSqlErrorCode::ERRCODE_QUERY_CANCELED && since.elapsed() >= PATIENCE
 }
 
 /// Notes what is read now, until it is done.

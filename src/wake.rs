@@ -421,6 +421,7 @@ unsafe fn tells(node: *mut pg_sys::Node) -> Tell {
             {
                 Tell::Present
             }
+            T::T_DropOwnedStmt => Tell::Present,
             T::T_TransactionStmt
                 if (*node.cast::<pg_sys::TransactionStmt>()).kind
                     == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED =>

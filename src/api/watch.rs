@@ -86,15 +86,15 @@ fn refuse_stranger(owner: pg_sys::Oid, source: pg_sys::Oid) {
     .raise();
 }
 
-/// The columns that the expressions read; an error when one of them cannot be.
+/// The columns that the expressions read, `None` for all that the table has at any time; an error when one of them cannot be.
 fn columns_read(
     definition: &Definition,
     source: pg_sys::Oid,
     content: &str,
     metadata: Option<&str>,
-) -> Result<Vec<String>, UserError> {
+) -> Result<Option<Vec<String>>, UserError> {
     let Some((schema, table)) = table_name(source) else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
     let table = quote_qualified_identifier(schema, table);
     // Functions are found, and may be called, as the worker will do it.
@@ -125,19 +125,24 @@ fn columns_read(
     Ok(names(source, &read))
 }
 
-/// The names of the columns with these numbers.
-fn names(source: pg_sys::Oid, read: &Columns) -> Vec<String> {
-    let numbers = match read {
-        Columns::All => None,
-        Columns::These(numbers) => Some(numbers.clone()),
+/// The names of the columns with these numbers. One that is computed when it is read has no old value: it stands for the
+/// columns that it is computed of.
+fn names(source: pg_sys::Oid, read: &Columns) -> Option<Vec<String>> {
+    let Columns::These(numbers) = read else {
+        return None;
     };
     Spi::get_one_with_args(
-        "SELECT coalesce(array_agg(attname::text ORDER BY attnum), '{}') FROM pg_catalog.pg_attribute
-         WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND ($2::int2[] IS NULL OR attnum = ANY ($2))",
-        &[source.into(), numbers.into()],
+        "SELECT coalesce(array_agg(a.attname::text ORDER BY a.attnum), '{}') FROM pg_catalog.pg_attribute a
+         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
+           AND (a.attnum = ANY ($2)
+                OR a.attnum IN (SELECT d.refobjsubid FROM pg_catalog.pg_attribute g
+                                JOIN pg_catalog.pg_attrdef e ON e.adrelid = g.attrelid AND e.adnum = g.attnum
+                                JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = e.oid
+                                 AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = g.attrelid
+                                WHERE g.attrelid = $1 AND g.attgenerated = 'v' AND g.attnum = ANY ($2)))",
+        &[source.into(), numbers.clone().into()],
     )
     .or_raise()
-    .unwrap_or_default()
 }
 
 /// Runs the worker's statements on no row: raises what keeps this owner of the pipeline from reading what the expressions do,

@@ -2,19 +2,31 @@
 //! rows are gone are found, and a table that was dropped takes its documents along. In short transactions, one a turn of the
 //! main loop, so that what has become a document is embedded meanwhile.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::Instant;
+
 use embedder::EmbedError;
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::SpiClient;
+use pgrx::spi::{SpiClient, SpiTupleTable};
 
 use crate::errors::OrRaise;
+use crate::impatience::Impatience;
 use crate::locks::Lock;
-use crate::sources::{SUBJECT, Source};
+use crate::sources::{PATIENCE, SUBJECT, Source, was_too_slow};
+use crate::wake;
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::transaction::{SqlError, run, transaction};
 use crate::worker::write::block_now;
 
 /// Rows of one transaction: some tens of milliseconds.
 const ROWS: i32 = 2000;
+
+thread_local! {
+    /// Rows of one transaction of those watched tables whose policies take longer.
+    static PACE: RefCell<HashMap<i32, i32>> = RefCell::default();
+}
 
 /// A watched table that wants attention.
 #[derive(Debug)]
@@ -23,6 +35,7 @@ pub struct Unfinished {
     pipeline: i32,
     phase: String,
     position: Option<String>,
+    was_dropped: bool,
 }
 
 /// The watched tables that want attention. Inside a transaction.
@@ -33,8 +46,9 @@ pub fn unfinished() -> Vec<Unfinished> {
     Spi::connect_mut(|client| {
         let rows = run(
             client,
-            "SELECT w.watch_id, w.pipeline_id, w.phase, w.position FROM ingest.watch w
-             WHERE w.phase <> 'done' OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = w.source)
+            "SELECT w.watch_id, w.pipeline_id, w.phase, w.position, c.oid IS NULL AS was_dropped
+             FROM ingest.watch w LEFT JOIN pg_class c ON c.oid = w.source
+             WHERE (w.phase <> 'done' OR c.oid IS NULL)
              ORDER BY w.watch_id",
             &[],
         )?;
@@ -45,6 +59,7 @@ pub fn unfinished() -> Vec<Unfinished> {
                 pipeline: row["pipeline_id"].value()?.unwrap_or_default(),
                 phase: row["phase"].value()?.unwrap_or_default(),
                 position: row["position"].value()?,
+                was_dropped: row["was_dropped"].value()?.unwrap_or_default(),
             });
         }
         Ok::<_, pgrx::spi::Error>(unfinished)
@@ -56,7 +71,9 @@ pub fn unfinished() -> Vec<Unfinished> {
 pub fn step(unfinished: &[Unfinished], pipelines: &Pipelines) -> Result<bool, SqlError> {
     let mut worst = Ok(false);
     for one in unfinished {
-        let Some(pipeline) = pipelines.get(one.pipeline).filter(|p| !p.is_blocked()) else {
+        // What it is blocked for may be the table that is gone.
+        let known = pipelines.get(one.pipeline);
+        let Some(pipeline) = known.filter(|p| one.was_dropped || !p.is_blocked()) else {
             continue;
         };
         match step_of(one, pipeline) {
@@ -76,30 +93,69 @@ fn step_of(one: &Unfinished, pipeline: &Active) -> Result<(), SqlError> {
     let Some(source) = found else { return Ok(()) };
     if source.table.is_none() {
         return transaction(|| {
-            Spi::connect_mut(|client| forget_dropped(client, one.watch)).or_raise()
+            Spi::connect_mut(|client| {
+                forget_dropped(client, one.watch)?;
+                unblock(client, pipeline)
+            })
+            .or_raise()
         });
     }
+    let rows = PACE.with_borrow(|pace| pace.get(&one.watch).copied().unwrap_or(ROWS));
+    let start = Instant::now();
     let done = transaction(|| {
         Spi::connect_mut(|client| {
             match one.phase.as_str() {
-                "sweep" => sweep(client, &source, false)?,
-                _ => scan(client, &source, one.position.as_deref())?,
+                "sweep" => sweep(client, &source, rows, false)?,
+                _ => scan(client, &source, rows, one.position.as_deref())?,
             }
-            unblock(client, pipeline)
+            if pipeline.blocked_for.is_some() {
+                unblock(client, pipeline)?;
+            }
+            Ok::<_, pgrx::spi::Error>(())
         })
         .or_raise();
     });
+    let block = |problem: &str| {
+        let error =
+            EmbedError::model_unusable(source.blocking_message(problem)).with_hint(source.advice());
+        transaction(|| block_now(pipeline, &error))
+    };
     match done {
+        Ok(()) => {
+            if rows < ROWS && start.elapsed() < PATIENCE / 4 {
+                pace(one.watch, rows * 2);
+            }
+            Ok(())
+        }
+        Err(error) if was_too_slow(error.code, start) && rows > 1 => {
+            pace(one.watch, rows / 20);
+            Ok(())
+        }
+        Err(error) if was_too_slow(error.code, start) => {
+            let seconds = PATIENCE.as_secs();
+            block(&format!("finding a row takes longer than {seconds} s"))
+        }
         Err(error) if one.phase == "sweep" && is_no_key(&error) => {
-            transaction(|| Spi::connect_mut(|client| sweep(client, &source, true)).or_raise())
+            transaction(|| Spi::connect_mut(|client| sweep(client, &source, rows, true)).or_raise())
         }
-        Err(error) if !error.is_transient() => {
-            let error = EmbedError::model_unusable(source.blocking_message(&error.to_string()))
-                .with_hint(source.advice());
-            transaction(|| block_now(pipeline, &error))
-        }
+        Err(error) if !error.is_transient() => block(&error.to_string()),
         done => done,
     }
+}
+
+fn pace(watch: i32, rows: i32) {
+    PACE.with_borrow_mut(|pace| pace.insert(watch, rows.clamp(1, ROWS)));
+}
+
+/// Runs a statement of a watched table, for a few seconds at the most: a policy may take any time.
+fn look<'conn>(
+    client: &mut SpiClient<'conn>,
+    source: &Source,
+    sql: &str,
+    arguments: &[DatumWithOid],
+) -> Result<SpiTupleTable<'conn>, pgrx::spi::Error> {
+    let _impatience = Impatience::new(PATIENCE);
+    source.run(|| run(client, sql, arguments))
 }
 
 /// Removes some documents of a table that was dropped, and at last the watch.
@@ -126,22 +182,27 @@ fn is_no_key(error: &SqlError) -> bool {
 
 /// Looks for the rows of the next documents, and removes those that are gone, or that the pipeline's owner does not see;
 /// or, where none can be there, all.
-fn sweep(client: &mut SpiClient, source: &Source, all: bool) -> Result<(), pgrx::spi::Error> {
+fn sweep(
+    client: &mut SpiClient,
+    source: &Source,
+    rows: i32,
+    all: bool,
+) -> Result<(), pgrx::spi::Error> {
     let statements = source.statements();
-    let rows = run(
+    let next = run(
         client,
         "SELECT ingest.next_to_sweep($1, $2) AS source_key",
-        &[source.watch.into(), ROWS.into()],
+        &[source.watch.into(), rows.into()],
     )?;
-    let keys = texts(rows, "source_key")?;
-    let last = (keys.len() as i32 == ROWS)
+    let keys = texts(next, "source_key")?;
+    let last = (keys.len() as i32 == rows)
         .then(|| keys.last().cloned())
         .flatten();
     let missing = if keys.is_empty() || all {
         keys
     } else {
         texts(
-            source.run(|| run(client, &statements.missing, &[keys.into()]))?,
+            look(client, source, &statements.missing, &[keys.into()])?,
             "source_key",
         )?
     };
@@ -153,7 +214,7 @@ fn sweep(client: &mut SpiClient, source: &Source, all: bool) -> Result<(), pgrx:
     .map(drop)
 }
 
-fn texts(rows: pgrx::spi::SpiTupleTable, column: &str) -> Result<Vec<String>, pgrx::spi::Error> {
+fn texts(rows: SpiTupleTable, column: &str) -> Result<Vec<String>, pgrx::spi::Error> {
     let mut found = Vec::new();
     for row in rows {
         found.extend(row[column].value::<String>()?);
@@ -165,6 +226,7 @@ fn texts(rows: pgrx::spi::SpiTupleTable, column: &str) -> Result<Vec<String>, pg
 fn scan(
     client: &mut SpiClient,
     source: &Source,
+    most: i32,
     after: Option<&str>,
 ) -> Result<(), pgrx::spi::Error> {
     let statements = source.statements();
@@ -172,14 +234,14 @@ fn scan(
         Some(_) => &statements.next_rows,
         None => &statements.first_rows,
     };
-    let rows = source.run(|| run(client, sql, &[after.into(), ROWS.into()]))?;
+    let rows = look(client, source, sql, &[after.into(), most.into()])?;
     let (mut source_keys, mut keys, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     for row in rows {
         source_keys.push(row["source_key"].value::<String>()?.unwrap_or_default());
         keys.push(row["key"].value::<String>()?.unwrap_or_default());
         bytes.push(row["bytes"].value::<i32>()?.unwrap_or_default());
     }
-    let is_last = (source_keys.len() as i32) < ROWS;
+    let is_last = (source_keys.len() as i32) < most;
     run(
         client,
         "SELECT ingest.stage_rows($1, $2, $3, $4, $5)",
@@ -194,16 +256,17 @@ fn scan(
     .map(drop)
 }
 
-/// What this table was blocked for is over.
+/// What this table was blocked for is over, for a rebuild, too.
 fn unblock(client: &mut SpiClient, pipeline: &Active) -> Result<(), pgrx::spi::Error> {
-    if pipeline.blocked_for.is_none() {
-        return Ok(());
-    }
-    run(
+    let unblocked = run(
         client,
         "UPDATE ingest.pipeline SET blocked_error = NULL, blocked_until = NULL, blocked_times = 0
-         WHERE pipeline_id = $1 AND starts_with(blocked_error, $2)",
+         WHERE $1 IN (pipeline_id, successor_of) AND starts_with(blocked_error, $2)
+         RETURNING pipeline_id",
         &[pipeline.id.into(), SUBJECT.into()],
-    )
-    .map(drop)
+    )?;
+    if !unblocked.is_empty() {
+        wake::review_at_commit();
+    }
+    Ok(())
 }

@@ -276,8 +276,9 @@ impl Claims {
                     .as_ref()
                     .map(|unreadable: &UnreadableRow| unreadable.document),
             };
-            let claimed =
-                transaction(|| claim((pipeline, spec.generation), worker, token, from, limits));
+            let journal = &mut self.journal;
+            let defined = (pipeline, spec.generation);
+            let claimed = transaction(|| claim(defined, worker, token, from, limits, journal));
             let place = sources::take_place();
             match (claimed, place) {
                 (Ok(claimed), _) => break claimed,

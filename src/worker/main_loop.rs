@@ -9,6 +9,7 @@ use injection::Point;
 use pgrx::prelude::*;
 
 use crate::budgets;
+use crate::impatience;
 use crate::installed::{self, Installed, installed};
 use crate::journal::{self, Journal};
 use crate::settings;
@@ -39,8 +40,9 @@ const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Frees the slot whichever way the process ends.
 #[pg_guard]
 unsafe extern "C-unwind" fn release_slot(code: i32, slot: pg_sys::Datum) {
-    // With any other code, the server takes the end of the process for a crash.
-    if code == 0 || code == 1 {
+    // With any other code, the server takes the end of the process for a crash; and a row that cannot be interrupted is a
+    // cause like one.
+    if (code == 0 || code == 1) && !impatience::is_stuck() {
         journal::end();
     }
     if let Some(shared) = shmem::get() {
@@ -507,6 +509,12 @@ fn configure_session() {
         (c"role", c"none"),
         (c"session_replication_role", c"origin"),
         (c"search_path", c"pg_catalog, pg_temp"),
+        // Keys of watched tables' rows are the same texts whoever writes them: ingest.source_changed() sets the same.
+        (c"timezone", c"UTC"),
+        (c"datestyle", c"ISO, YMD"),
+        (c"intervalstyle", c"postgres"),
+        (c"extra_float_digits", c"1"),
+        (c"bytea_output", c"hex"),
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_deferrable", c"off"),
         (c"default_transaction_isolation", c"read committed"),

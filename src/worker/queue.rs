@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
 use crate::impatience::Impatience;
+use crate::journal::Journal;
 use crate::locks::Lock;
 use crate::settings;
 use crate::sources::{self, PATIENCE, Source};
@@ -88,13 +89,14 @@ pub struct SourceRow {
 /// Marks waiting documents of a pipeline as held, the oldest first of those from `from` on, as many as the limits
 /// allow but at least one, and reads them, as long as its definition is still of this generation. None while a dump is
 /// being restored into this database. Inside a transaction, which may be
-/// lost in a crash: the documents are then still waiting.
+/// lost in a crash: the documents are then still waiting. The journal notes which of them is being read.
 pub fn claim(
     (pipeline, generation): (i32, i32),
     worker: i32,
     token: i64,
     from: Option<i64>,
     limits: Limits,
+    journal: &mut Journal,
 ) -> Option<Claimed> {
     Spi::connect_mut(|client| {
         if !Lock::Restore.try_shared() {
@@ -222,7 +224,13 @@ pub fn claim(
             });
         }
         if limits.read && taken.iter().any(|document| document.row.is_some()) {
-            read_rows(client, pipeline, &mut candidates, &mut taken, limits)?;
+            read_rows(
+                client,
+                pipeline,
+                (&mut candidates, &mut taken),
+                limits,
+                journal,
+            )?;
         }
         let ids: Vec<i64> = candidates.iter().map(|c| c.id).collect();
         run(
@@ -247,9 +255,9 @@ pub fn claim(
 fn read_rows(
     client: &mut pgrx::spi::SpiClient,
     pipeline: i32,
-    candidates: &mut Vec<Candidate>,
-    taken: &mut [Taken],
+    (candidates, taken): (&mut Vec<Candidate>, &mut [Taken]),
     limits: Limits,
+    journal: &mut Journal,
 ) -> Result<(), pgrx::spi::Error> {
     let largest = settings::max_document_size();
     // A rebuild reads what its pipeline watches.
@@ -292,6 +300,8 @@ fn read_rows(
         if limits.unreadable == Some(candidate.id) {
             continue;
         }
+        // Whatever its expressions do to this process is known to be their doing.
+        let _working = journal.work_on(candidate.id);
         let read = sources::reading(source, candidate.id, before, start, || {
             let statement = &source.statements().reading;
             let arguments = sources::reading_arguments(Some(&row.key), largest);

@@ -1,10 +1,13 @@
 //! Rows of watched tables that cannot be read: one whose expression fails ends in the failures, a table that cannot be read at
 //! all blocks its pipeline.
 
+use std::time::Instant;
+
 use embedder::{EmbedError, ErrorClass};
 use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
+use crate::impatience::Impatience;
 use crate::sources::{self, PATIENCE, Place};
 use crate::worker::pipelines::Active;
 use crate::worker::transaction::{SqlError, run, transaction};
@@ -33,15 +36,16 @@ pub enum Found {
 impl UnreadableRow {
     /// Finds out what the error comes of. Fails with it when it may be gone a moment later.
     pub fn find(error: SqlError, place: &Place, pipeline: &Active) -> Result<Found, SqlError> {
-        let too_slow = error.code == PgSqlErrorCode::ERRCODE_QUERY_CANCELED && place.was_too_slow();
+        let too_slow = place.was_too_slow(error.code);
         if too_slow && place.before > 0 {
             return Ok(Found::Slow);
         }
         if error.is_transient() && !too_slow {
             return Err(error);
         }
+        let start = Instant::now();
         if let Err(problem) = read_no_row(place) {
-            if problem.is_transient() {
+            if problem.is_transient() && !sources::was_too_slow(problem.code, start) {
                 return Err(problem);
             }
             let message = place.source.blocking_message(&problem.to_string());
@@ -76,6 +80,7 @@ fn read_no_row(place: &Place) -> Result<(), SqlError> {
         Spi::connect_mut(|client| {
             let statement = &place.source.statements().reading;
             let arguments = sources::reading_arguments(None, 0);
+            let _impatience = Impatience::new(PATIENCE);
             place
                 .source
                 .run(|| run(client, statement, &arguments))
