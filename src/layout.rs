@@ -402,24 +402,40 @@ impl Layout {
         }
     }
 
-    /// Gives the chunks of the documents with the keys `$1` the metadata `$2` (`text[]`). A foreign table's server is told which
-    /// rows these are: else it would send, and lock, all that it has. Elsewhere that would make the join slow.
-    pub fn replace_metadata(self, table: &str, is_foreign: bool) -> String {
+    /// Gives the chunks of the documents with the keys `$1` the metadata `$2` (`text[]`).
+    pub fn replace_metadata(self, table: &str) -> String {
         let columns = self.columns();
-        let metadata = match self {
-            Self::Chunks => "u.metadata::jsonb".into(),
-            Self::Vecs => vecs_metadata(columns, "u.metadata"),
-        };
-        let there = match is_foreign {
-            true => format!("{} = ANY ($1::text[]) AND", columns.found_by),
-            false => String::new(),
-        };
         format!(
-            "UPDATE {table} AS c SET metadata = {metadata}
+            "UPDATE {table} AS c SET metadata = {}
              FROM unnest($1::text[], $2::text[]) AS u(key, metadata)
-             WHERE {there} {} = u.key AND {}",
-            columns.found_by, columns.is_ours
+             WHERE {} = u.key AND {}",
+            self.metadata("u.metadata"),
+            columns.found_by,
+            columns.is_ours
         )
+    }
+
+    /// Gives the chunks of the document with the key `$1` this metadata, as its own statement on a foreign table. postgres_fdw hands
+    /// this one on as it is; of one with a join it would fetch all rows, lock them, and find them again by their place in their
+    /// table, which rows of several partitions over there have in common.
+    pub fn replace_metadata_of_one(self, table: &str, metadata: Option<&str>) -> String {
+        let columns = self.columns();
+        // Written out: a text that is cast at run time would not be handed on.
+        let given = metadata.map_or("NULL".into(), quote_literal);
+        format!(
+            "UPDATE {table} AS c SET metadata = {} WHERE {} = $1 AND {}",
+            self.metadata(&format!("{given}::jsonb")),
+            columns.found_by,
+            columns.is_ours
+        )
+    }
+
+    /// The metadata of a chunk `c` whose document has this metadata, as SQL.
+    fn metadata(self, given: &str) -> String {
+        match self {
+            Self::Chunks => format!("{given}::jsonb"),
+            Self::Vecs => vecs_metadata(self.columns(), given),
+        }
     }
 }
 

@@ -218,6 +218,35 @@ fn a_pipeline_with_another_layout_is_altered_and_dropped_like_any() {
 }
 
 #[test]
+fn new_metadata_arrives_as_it_was_written() {
+    let api = FakeApi::start(behaviour());
+    for (layout, table) in LAYOUTS {
+        let db = create(layout, &api);
+        db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'One text.')");
+        db.settle();
+        for metadata in [
+            r#"'{"big": 12345678901234567890123, "p": 1.10}'"#,
+            r#"'{"n": 1e400}'"#,
+            "repeat('[', 200) || repeat(']', 200)",
+            r#"'"text"'"#,
+        ] {
+            db.run(&format!(
+                "UPDATE ingest.documents SET metadata = ({metadata})::jsonb"
+            ));
+            let expected = match (layout, metadata.contains('{')) {
+                ("vecs", false) => format!("jsonb_build_object('metadata', ({metadata})::jsonb)"),
+                _ => format!("({metadata})::jsonb"),
+            };
+            assert_eq!(
+                chunks(&db, layout, table)[0].3,
+                db.one::<String>(&format!("SELECT ({expected})::text")),
+                "{layout}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_target_that_the_vecs_client_would_not_find_is_refused() {
     let db = database();
     for (arguments, code, words) in [

@@ -58,30 +58,70 @@ fn a_partitioned_target_serves() {
     db.run("SELECT ingest.drop_pipeline('default', drop_target => true)");
 }
 
-#[test]
-fn a_target_on_another_server_serves() {
+/// Another server, and a database with `public.docs` on it, whose columns are these and of which `more` is said over there. Nothing
+/// where there is no postgres_fdw.
+fn on_another_server(columns: &str, more: &str) -> Option<(Cluster, Database<'static>)> {
     let there = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'postgres_fdw')";
-    if !Database::new().one::<bool>(there) {
+    let db = Database::new();
+    if !db.one::<bool>(there) {
         println!("skipped: this Postgres came without postgres_fdw");
-        return;
+        return None;
     }
-    let api = FakeApi::start(behaviour());
     let elsewhere = Cluster::start(&[]);
     elsewhere
         .client("postgres")
         .batch_execute(&format!(
-            "CREATE EXTENSION vector; CREATE TABLE public.there ({COLUMNS}, UNIQUE (document_key, chunk_no))"
+            "CREATE EXTENSION vector; CREATE TABLE public.there ({columns}, UNIQUE (document_key, chunk_no)) {more}"
         ))
         .expect("a table on the other server");
-    let db = Database::new();
     db.run(&format!(
         "CREATE EXTENSION postgres_fdw;
          CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw
              OPTIONS (host '{}', port '5432', dbname 'postgres', extensions 'vector', batch_size '100');
          CREATE USER MAPPING FOR postgres SERVER elsewhere OPTIONS (user 'postgres');
-         CREATE FOREIGN TABLE public.docs ({COLUMNS}) SERVER elsewhere OPTIONS (table_name 'there')",
+         CREATE FOREIGN TABLE public.docs ({columns}) SERVER elsewhere OPTIONS (table_name 'there')",
         elsewhere.home().display()
     ));
+    Some((elsewhere, db))
+}
+
+#[test]
+fn a_partitioned_target_on_another_server_serves() {
+    let parts = "PARTITION BY HASH (document_key);
+                 CREATE TABLE public.there_0 PARTITION OF public.there FOR VALUES WITH (MODULUS 4, REMAINDER 0);
+                 CREATE TABLE public.there_1 PARTITION OF public.there FOR VALUES WITH (MODULUS 4, REMAINDER 1);
+                 CREATE TABLE public.there_2 PARTITION OF public.there FOR VALUES WITH (MODULUS 4, REMAINDER 2);
+                 CREATE TABLE public.there_3 PARTITION OF public.there FOR VALUES WITH (MODULUS 4, REMAINDER 3)";
+    let Some((_elsewhere, db)) = on_another_server(COLUMNS, parts) else {
+        return;
+    };
+    let api = FakeApi::start(behaviour());
+    db.create_remote_pipeline("default", &api, "target => 'public.docs'");
+    lives_through_everything(&db);
+    db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text ' || n FROM generate_series(4, 40) n");
+    db.settle();
+    // Rows of several partitions lie at the same place.
+    db.run("UPDATE ingest.documents SET metadata = jsonb_build_object('of', key, 'quoted', E'it\\'s \\\\ \"so\"')");
+    let wrong = "SELECT document_key || ' has ' || metadata FROM public.docs
+                 WHERE metadata <> jsonb_build_object('of', document_key, 'quoted', E'it\\'s \\\\ \"so\"')";
+    assert_eq!(db.all::<String>(wrong), Vec::<String>::new());
+    db.run("UPDATE ingest.documents SET content = content || ' More.' WHERE key = 'k7'; DELETE FROM ingest.documents WHERE key = 'k8'");
+    db.settle();
+    assert_eq!(
+        db.all::<String>(
+            "SELECT concat(document_key, docs.content) FROM public.docs FULL JOIN ingest.documents d ON key = document_key
+             WHERE d.key IS NULL OR document_key IS NULL OR docs.content <> d.content"
+        ),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_target_on_another_server_serves() {
+    let Some((elsewhere, db)) = on_another_server(COLUMNS, "") else {
+        return;
+    };
+    let api = FakeApi::start(behaviour());
     let key = db.cluster().write_key(KEY);
     let error = db.expect_error(&format!(
         "SELECT ingest.create_pipeline(model => 'openai/text-embedding-3-small', base_url => '{}', api_key => '{key}',

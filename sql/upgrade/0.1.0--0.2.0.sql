@@ -39,6 +39,7 @@ DROP FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, in
 DROP FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb);
 DROP FUNCTION ingest.target_of(text);
 DROP FUNCTION ingest.pending_documents(text);
+DROP FUNCTION ingest.replace_metadata(int, text[], jsonb[]);
 
 -- What is kept. A document that is not embedded has one row in queue (waiting, in flight or waiting for its next
 -- attempt) or one in failures (settled as failed); one that has neither is embedded.
@@ -246,6 +247,12 @@ END $$;
 
 COMMENT ON FUNCTION ingest.require_read_committed(text, text, text) IS 'Raises an error in a transaction that sees only what was committed when it began';
 
+CREATE FUNCTION ingest.replace_metadata(pipeline_id int, keys text[], metadata text[]) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'replace_metadata_0_2_wrapper';
+
+COMMENT ON FUNCTION ingest.replace_metadata(int, text[], text[]) IS 'Writes changed metadata, given as text, to the chunks of documents as the pipeline''s owner';
+REVOKE ALL ON FUNCTION ingest.replace_metadata(int, text[], text[]) FROM PUBLIC;
+
 CREATE OR REPLACE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -414,7 +421,7 @@ BEGIN
 
     -- New metadata alone costs no request. A document in flight carries the old metadata: it is taken back.
     FOR relabelled IN
-        SELECT p.pipeline_id, array_agg(n.id) AS ids, array_agg(n.key) AS keys, array_agg(n.metadata) AS metadata
+        SELECT p.pipeline_id, array_agg(n.id) AS ids, array_agg(n.key) AS keys, array_agg(n.metadata::text) AS metadata
         FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
         WHERE n.metadata IS DISTINCT FROM o.metadata AND n.content IS NOT DISTINCT FROM o.content
           AND n.pipeline = o.pipeline AND n.key = o.key
