@@ -301,6 +301,24 @@ fn vector_indexes(table: pg_sys::Oid, layout: Layout) -> Vec<String> {
     .unwrap_or_default()
 }
 
+/// The indexes `i`, of an attribute `a`, that find what is nearest by cosine distance among all rows, to be continued by AND.
+pub const NEAREST_INDEXES: &str = "FROM pg_catalog.pg_index i
+     JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+     JOIN pg_catalog.pg_am m ON m.oid = x.relam
+     JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0]
+     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+     WHERE m.amname = 'hnsw' AND o.opcname IN ('vector_cosine_ops', 'halfvec_cosine_ops') AND i.indpred IS NULL AND i.indisvalid";
+
+/// Whether there is an index by which a search finds what is nearest.
+fn has_nearest_index(table: pg_sys::Oid, layout: Layout) -> bool {
+    Spi::get_one_with_args::<bool>(
+        &format!("SELECT EXISTS (SELECT {NEAREST_INDEXES} AND i.indrelid = $1 AND a.attname = $2)"),
+        &[table.into(), layout.embedding_column().into()],
+    )
+    .or_raise()
+        == Some(true)
+}
+
 /// Builds what searching a target takes, unless it is there: the HNSW index, for cosine distance, and the full-text index
 /// in this language. Runs as the current user. A foreign table has its indexes where it is.
 pub fn create_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
@@ -324,7 +342,7 @@ pub fn create_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
         .raise();
     }
     let _acting = lent::index_rights(table, &schema, &name);
-    if vector_indexes(table, layout).is_empty() {
+    if !has_nearest_index(table, layout) {
         Spi::run(&format!(
             "CREATE INDEX {} ON {quoted} USING hnsw ({column} {}.{}_cosine_ops)",
             layout.vector_index_name(),
