@@ -59,7 +59,7 @@ const CHUNKS: Columns = Columns {
     filtered: "c.metadata",
     embedding: "c.embedding",
     found_by: "c.document_key",
-    is_ours: "true",
+    is_ours: "c.document_key IS NOT NULL",
 };
 
 const VECS: Columns = Columns {

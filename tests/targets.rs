@@ -256,6 +256,54 @@ fn a_table_that_cannot_be_the_target_is_refused() {
 }
 
 #[test]
+fn rows_without_a_key_and_rows_alike_are_left_as_they_are() {
+    let api = FakeApi::start(behaviour());
+    let db = Database::new();
+    db.run(&format!(
+        "CREATE TABLE public.docs ({});
+         INSERT INTO public.docs (content, embedding)
+         SELECT 'Their text ' || n, array_fill(0.5 + n / 10.0, ARRAY[1536])::vector FROM generate_series(1, 3) n",
+        COLUMNS.replace(" NOT NULL", "")
+    ));
+    db.create_remote_pipeline(
+        "default",
+        &api,
+        "target => 'public.docs', on_success => 'keep'",
+    );
+    assert_eq!(db.progress().chunks, 0);
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'A text of mine.')");
+    db.settle();
+    // The same chunk twice, as a table without a unique index can have it.
+    db.run("INSERT INTO public.docs SELECT * FROM public.docs WHERE document_key = 'a'");
+    let found = db.all::<String>("SELECT content FROM ingest.hybrid_search('text', 10) ORDER BY 1");
+    assert_eq!(
+        found,
+        [
+            "A text of mine.",
+            "A text of mine.",
+            "Their text 1",
+            "Their text 2",
+            "Their text 3"
+        ]
+    );
+    let best: f64 = db.one("SELECT max(score) FROM ingest.hybrid_search('text', 10)");
+    assert!(best <= 2.0 / 51.0 + 1e-9, "{best} is of two chunks");
+    db.run("UPDATE ingest.documents SET metadata = '{\"a\": 1}'");
+    let error = db.expect_error("SELECT ingest.alter_pipeline('default', dimensions => 64)");
+    assert_eq!(error.code, "55000", "{error:?}");
+    assert!(
+        error.text().contains("3 rows that pg_ingest did not write"),
+        "{error:?}"
+    );
+    db.run("TRUNCATE ingest.documents");
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM public.docs WHERE metadata IS NULL"),
+        3
+    );
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM public.docs"), 3);
+}
+
+#[test]
 fn an_existing_table_serves_as_target() {
     let db = Database::new();
     db.run(

@@ -1505,6 +1505,7 @@ DECLARE
     t record;
     vector real[];
     before text[];
+    identity text;
     chunk text;
 BEGIN
     PERFORM ingest.check_k(k);
@@ -1518,8 +1519,10 @@ BEGIN
     vector := ingest.embed_for_search(query, pipeline);
     SELECT * INTO t FROM ingest.searched(pipeline);
     before := ingest.widen_scan(2 * k::bigint, filter IS NOT NULL);
-    chunk := format('%s AS id, %s AS key, %s AS chunk_no, %s AS content, %s AS metadata, %s %s $1::%s AS distance',
-                    t.id, t.key, t.chunk_no, t.content, t.metadata, t.embedding, t.distance, t.vector_type);
+    -- In a table that somebody else made several chunks may have the same key and place, or none.
+    SELECT CASE r.relkind WHEN 'f' THEN t.id ELSE 'c.tableoid::text || c.ctid::text' END INTO identity FROM pg_class r WHERE r.oid = t.target;
+    chunk := format('%s AS itself, %s AS id, %s AS key, %s AS chunk_no, %s AS content, %s AS metadata, %s %s $1::%s AS distance',
+                    identity, t.id, t.key, t.chunk_no, t.content, t.metadata, t.embedding, t.distance, t.vector_type);
     RETURN QUERY EXECUTE format(
         'WITH near AS ('
         '    SELECT n.*, 0::real AS rank FROM (%6$s) AS n'
@@ -1531,7 +1534,7 @@ BEGIN
         '    SELECT m.*, $5 / ($7 + row_number() OVER (ORDER BY m.rank DESC, m.id)) FROM matching AS m'
         '), fused AS ('
         '    SELECT p.*, sum(p.part) OVER same AS score, row_number() OVER same AS copy FROM places AS p'
-        '    WINDOW same AS (PARTITION BY p.id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)'
+        '    WINDOW same AS (PARTITION BY p.itself ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)'
         ') SELECT f.key, f.chunk_no, f.content, f.metadata, 1 - f.distance, f.score FROM fused AS f WHERE f.copy = 1'
         '  ORDER BY f.score DESC, f.distance, f.id LIMIT $8',
         chunk, t.target, t.filtered, ingest.text_search_of(t.layout, t.language), t.language,
