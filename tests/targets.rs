@@ -304,6 +304,23 @@ fn rows_without_a_key_and_rows_alike_are_left_as_they_are() {
 }
 
 #[test]
+fn an_empty_target_on_another_server_keeps_its_dimensions() {
+    let Some((_elsewhere, db)) = on_another_server(COLUMNS, "") else {
+        return;
+    };
+    let api = FakeApi::start(behaviour());
+    db.create_remote_pipeline("default", &api, "target => 'public.docs'");
+    let error = db.expect_error("SELECT ingest.alter_pipeline('default', dimensions => 64)");
+    assert_eq!(error.code, "55000", "{error:?}");
+    assert!(error.text().contains("another server"), "{error:?}");
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'One text.')");
+    db.settle();
+    assert_eq!(db.check_vectors("public.docs"), 1);
+    db.run("SELECT ingest.drop_pipeline('default', drop_target => true)");
+    assert!(db.one::<bool>("SELECT to_regclass('public.docs') IS NULL"));
+}
+
+#[test]
 fn an_existing_table_serves_as_target() {
     let db = Database::new();
     db.run(
