@@ -282,6 +282,22 @@ fn a_target_that_the_vecs_client_would_not_find_is_refused() {
         assert_eq!(error.code, "42804", "{error:?}");
         assert!(error.text().contains(words), "{error:?}");
     }
+    for (table, words) in [
+        (
+            "CREATE TABLE vecs.docs (id varchar, vec vector(384), metadata jsonb) PARTITION BY HASH (id)",
+            "partitioned table",
+        ),
+        (
+            "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w;
+             CREATE FOREIGN TABLE vecs.docs (id varchar, vec vector(384), metadata jsonb) SERVER s",
+            "foreign table",
+        ),
+    ] {
+        db.run(&format!("DROP TABLE IF EXISTS vecs.docs; {table}"));
+        let error = db.expect_error("SELECT ingest.create_pipeline('docs', layout => 'vecs')");
+        assert_eq!(error.code, "42804", "{error:?}");
+        assert!(error.text().contains(words), "{error:?}");
+    }
     let api = FakeApi::start(behaviour());
     let key = db.cluster().write_key(KEY);
     let error = db.expect_error(&format!(

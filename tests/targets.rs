@@ -208,6 +208,13 @@ fn a_table_that_cannot_be_the_target_is_refused() {
          CREATE TABLE public.other_dimensions (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(3));
          CREATE TABLE public.other_types (document_key text, chunk_no text, content text, tokens int, metadata jsonb, embedding vector(384));
          CREATE TABLE public.wants_more (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384), tenant int NOT NULL);
+         CREATE TABLE public.generated (document_key text, chunk_no int GENERATED ALWAYS AS (tokens) STORED, content text, tokens int, metadata jsonb, embedding vector(384));
+         CREATE TABLE public.numbered (document_key text, chunk_no int GENERATED ALWAYS AS IDENTITY, content text, tokens int, metadata jsonb, embedding vector(384));
+         CREATE DOMAIN public.filled AS int NOT NULL;
+         CREATE DOMAIN public.filled_by_itself AS int NOT NULL DEFAULT 1;
+         CREATE TABLE public.wants_domain (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384), tenant public.filled);
+         CREATE TABLE public.has_domain (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384), tenant public.filled_by_itself, other public.filled DEFAULT 2);
+         CREATE TEMPORARY TABLE docs (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384));
          CREATE VIEW public.a_view AS SELECT * FROM ingest.default_chunks;
          CREATE SEQUENCE public.a_sequence",
     );
@@ -247,12 +254,71 @@ fn a_table_that_cannot_be_the_target_is_refused() {
             (
                 "SELECT ingest.create_pipeline('p', target => 'ingest.default_chunks')",
                 "55006",
-                "\"default\"",
+                "is the target of pipeline \"default\"",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.generated')",
+                "42804",
+                "chunk_no is generated",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.numbered')",
+                "42804",
+                "chunk_no is generated",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.wants_domain')",
+                "42804",
+                "tenant",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'pg_temp.docs')",
+                "42P16",
+                "temporary",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'pg_temp.new')",
+                "42P16",
+                "temporary",
             ),
         ],
     );
     let none = db.expect_error("SELECT ingest.create_pipeline('p', target => 'nowhere.docs')");
     assert_eq!(none.code, "3F000", "{none:?}");
+    db.run("SELECT ingest.create_pipeline('p', target => 'public.has_domain')");
+}
+
+#[test]
+fn two_pipelines_share_no_rows() {
+    let db = Database::new();
+    let columns = "(document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384))";
+    db.run(&format!(
+        "CREATE TABLE public.whole {columns} PARTITION BY LIST (chunk_no);
+         CREATE TABLE public.half PARTITION OF public.whole DEFAULT PARTITION BY HASH (document_key);
+         CREATE TABLE public.quarter PARTITION OF public.half FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+         CREATE TABLE public.other_quarter PARTITION OF public.half FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+         CREATE TABLE public.parent {columns}; CREATE TABLE public.child () INHERITS (public.parent)"
+    ));
+    for (taken, wanted) in [
+        ("whole", "half"),
+        ("whole", "quarter"),
+        ("quarter", "whole"),
+        ("half", "whole"),
+        ("parent", "child"),
+        ("child", "parent"),
+    ] {
+        db.run(&format!(
+            "SELECT ingest.create_pipeline('first', target => 'public.{taken}')"
+        ));
+        let error = db.expect_error(&format!(
+            "SELECT ingest.create_pipeline('second', target => 'public.{wanted}')"
+        ));
+        assert_eq!(error.code, "55006", "{taken} {wanted}: {error:?}");
+        let words = format!("shares rows with public.{taken}, the target of pipeline \"first\"");
+        assert!(error.message.contains(&words), "{error:?}");
+        db.run("SELECT ingest.drop_pipeline('first')");
+    }
+    db.run("SELECT ingest.create_pipeline('first', target => 'public.quarter'); SELECT ingest.create_pipeline('second', target => 'public.other_quarter')");
 }
 
 #[test]

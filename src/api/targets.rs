@@ -68,6 +68,14 @@ pub fn create_or_check_target(
 ) -> Result<pg_sys::Oid, UserError> {
     layout.check_dimensions(dimensions)?;
     require_vectors()?;
+    if schema.starts_with("pg_temp") {
+        return Err(UserError::new(
+            PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
+            "a temporary table cannot be the target",
+        )
+        .detail("Only the session that made it sees what is in it.")
+        .hint("Give another target."));
+    }
     let quoted = quote_qualified_identifier(schema, table);
     if let Some(existing) = find_table(&quoted) {
         check_target(existing, &quoted, layout, dimensions)?;
@@ -224,20 +232,31 @@ fn check_target(
              SELECT * FROM unnest($2::text[], $3::text[])
          ), present AS (
              SELECT attname::text AS name, regexp_replace(format_type(atttypid, atttypmod), '^.*\\.', '') AS type,
-                    attnotnull AND NOT atthasdef AND attidentity = '' AS demanding
-             FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+                    (attnotnull OR t.typnotnull) AND NOT atthasdef AND attidentity = '' AND t.typdefault IS NULL AS demanding,
+                    attgenerated <> '' OR attidentity = 'a' AS generated
+             FROM pg_attribute JOIN pg_type t ON t.oid = atttypid WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
          )
          SELECT coalesce(
              (SELECT format('It is a %s.', CASE relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
                                                         WHEN 'S' THEN 'sequence' WHEN 'i' THEN 'index' ELSE 'composite type' END)
               FROM pg_class WHERE oid = $1 AND relkind NOT IN ('r', 'p', 'f')),
+             (SELECT format('It is a %s table, and the vecs client sees ordinary ones only.',
+                            CASE relkind WHEN 'p' THEN 'partitioned' ELSE 'foreign' END)
+              FROM pg_class WHERE oid = $1 AND relkind <> 'r' AND $4 = 'vecs'),
              (SELECT format('Column %s is missing.', w.name) FROM wanted w
               WHERE NOT EXISTS (SELECT FROM present p WHERE p.name = w.name) LIMIT 1),
              (SELECT format('Column %s is of type %s, not %s.', w.name, p.type, w.type)
               FROM wanted w JOIN present p USING (name) WHERE p.type <> w.type LIMIT 1),
+             (SELECT format('Column %s is generated, so that nothing can be written into it.', w.name)
+              FROM wanted w JOIN present p USING (name) WHERE p.generated LIMIT 1),
              (SELECT format('Column %s may not be null and has no default.', p.name) FROM present p
               WHERE p.demanding AND p.name NOT IN (SELECT name FROM wanted) LIMIT 1))",
-        &[table.into(), names.into(), types.into()],
+        &[
+            table.into(),
+            names.into(),
+            types.into(),
+            layout.name().into(),
+        ],
     )
     .or_raise();
     if let Some(problem) = problem {
@@ -251,14 +270,22 @@ fn check_target(
     require_target_rights(table, quoted)?;
     let _acting = ActingAs::extension_owner();
     let taken: Option<String> = Spi::get_one_with_args(
-        "SELECT (SELECT name FROM ingest.pipeline WHERE target = $1::regclass)",
+        // What is in a partition or a table that inherits is in the tables above it, too.
+        "WITH RECURSIVE above AS (
+             SELECT $1 AS oid UNION SELECT i.inhparent FROM above a JOIN pg_catalog.pg_inherits i ON i.inhrelid = a.oid
+         ), below AS (
+             SELECT $1 AS oid UNION SELECT i.inhrelid FROM below b JOIN pg_catalog.pg_inherits i ON i.inhparent = b.oid
+         )
+         SELECT (SELECT CASE WHEN target::oid = $1 THEN 'is' ELSE format('shares rows with %s,', target) END
+                        || format(' the target of pipeline %s', to_json(name))
+                 FROM ingest.pipeline WHERE target::oid IN (TABLE above UNION ALL TABLE below) LIMIT 1)",
         &[table.into()],
     )
     .or_raise();
     match taken {
-        Some(other) => Err(UserError::new(
+        Some(taken) => Err(UserError::new(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-            format!("table {quoted} is the target of pipeline {other:?}"),
+            format!("table {quoted} {taken}"),
         )
         .hint(
             "Two pipelines in one table would replace each other's chunks; give another target.",
