@@ -23,7 +23,8 @@ BEGIN
         FROM ingest.target_of(pipeline) AS t JOIN pg_class r ON r.oid = t.target CROSS JOIN ingest.columns_of(t.layout) AS c;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the target table of pipeline % was dropped', quote_literal(searched.pipeline) USING ERRCODE = 'undefined_table',
-            HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', searched.pipeline);
+            HINT = format('Create another pipeline; UPDATE ingest.documents SET pipeline = ''<the other>'' WHERE pipeline = %1$L; then SELECT '
+                          'ingest.drop_pipeline(%1$L);', searched.pipeline);
     END IF;
 END $$;
 COMMENT ON FUNCTION ingest.searched(text) IS 'Where the pipeline of this name keeps its chunks, and what a query over them is written with; an error when there is nothing to search';

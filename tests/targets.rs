@@ -494,3 +494,33 @@ fn a_target_may_defer_its_constraints() {
          COMMIT",
     );
 }
+
+#[test]
+fn a_dropped_target_takes_no_documents_along_if_its_hint_is_followed() {
+    let db = Database::with_pipeline();
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'One text.')");
+    db.settle();
+    db.run("DROP TABLE ingest.default_chunks");
+    let search = db.expect_error("SELECT * FROM ingest.search('text')");
+    assert_eq!(search.code, "42P01", "{search:?}");
+    let doctor: String =
+        db.one("SELECT hint FROM ingest.doctor() WHERE \"check\" = 'target of default'");
+    for hint in [search.hint.expect("a hint"), doctor] {
+        let steps = [
+            "UPDATE ingest.documents SET pipeline = '<the other>' WHERE pipeline = 'default'",
+            "SELECT ingest.drop_pipeline('default');",
+        ];
+        for step in steps {
+            assert!(hint.contains(step), "{hint}");
+        }
+    }
+    db.run(
+        "SELECT ingest.create_pipeline('new'); UPDATE ingest.documents SET pipeline = 'new' WHERE pipeline = 'default';
+         SELECT ingest.drop_pipeline('default')",
+    );
+    db.settle();
+    assert_eq!(
+        db.one::<String>("SELECT key FROM ingest.search('text', 1, 'new')"),
+        "a"
+    );
+}

@@ -1374,7 +1374,8 @@ BEGIN
         "check" := format('target of %s', p.name);
         ok := EXISTS (SELECT FROM pg_class WHERE oid = p.target);
         detail := p.target::text;
-        hint := CASE WHEN NOT ok THEN format('The table was dropped: SELECT ingest.drop_pipeline(%L); and create it again.', p.name) END;
+        hint := CASE WHEN NOT ok THEN format('The table was dropped. Create another pipeline; UPDATE ingest.documents SET pipeline = ''<the other>'' '
+                                             'WHERE pipeline = %1$L; then SELECT ingest.drop_pipeline(%1$L);', p.name) END;
         RETURN NEXT;
     END LOOP;
 
@@ -1436,7 +1437,8 @@ BEGIN
         FROM ingest.target_of(pipeline) AS t JOIN pg_class r ON r.oid = t.target CROSS JOIN ingest.columns_of(t.layout) AS c;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the target table of pipeline % was dropped', quote_literal(searched.pipeline) USING ERRCODE = 'undefined_table',
-            HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', searched.pipeline);
+            HINT = format('Create another pipeline; UPDATE ingest.documents SET pipeline = ''<the other>'' WHERE pipeline = %1$L; then SELECT '
+                          'ingest.drop_pipeline(%1$L);', searched.pipeline);
     END IF;
 END $$;
 
