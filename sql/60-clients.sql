@@ -139,6 +139,8 @@ DECLARE
     table_name text;
     id_column record;
     present record;
+    signature text;
+    given text;
 BEGIN
     IF pipeline IS NULL OR function_name IS NULL THEN
         RAISE EXCEPTION 'create_match_function() needs the name of a pipeline and of a function' USING ERRCODE = 'null_value_not_allowed';
@@ -164,7 +166,7 @@ BEGIN
 
     -- PostgREST cannot choose between functions of one name.
     SELECT f.oid::regprocedure AS signature, coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
-           f.proallargtypes[5] = id_column.type::regtype AS same
+           f.proallargtypes[5] = id_column.type::regtype AS same, f.proowner, coalesce(f.proacl, acldefault('f', f.proowner)) AS acl
     INTO present
     FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
     WHERE n.nspname = parts[1] AND f.proname = parts[2]
@@ -202,6 +204,26 @@ BEGIN
                    marker || format('the chunks of pipeline %L nearest to query_embedding, match_count of them (1000 when null), among those '
                                     'whose metadata contains filter, more similar than match_threshold if given. Runs with its '
                                     'caller''s rights: call it who may SELECT from %s and use its schema', pipeline, table_name));
+    -- Who could call the one that was dropped can call this one, and nobody else.
+    IF NOT present.same THEN
+        signature := format('%s(%s.vector, integer, jsonb, double precision)', qualified, vectors);
+        FOR given IN
+            SELECT s.statement FROM (
+                SELECT 1, format('REVOKE ALL ON FUNCTION %s FROM %s', signature,
+                                 CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
+                FROM pg_proc f, aclexplode(coalesce(f.proacl, acldefault('f', f.proowner))) a
+                WHERE f.oid = signature::regprocedure AND a.grantee <> f.proowner
+                UNION ALL
+                SELECT 2, format('GRANT EXECUTE ON FUNCTION %s TO %s%s', signature,
+                                 CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+                                 CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
+                FROM aclexplode(present.acl) a WHERE a.grantee <> present.proowner
+            ) AS s(step, statement)
+            ORDER BY s.step
+        LOOP
+            EXECUTE given;
+        END LOOP;
+    END IF;
 END $$;
 COMMENT ON FUNCTION ingest.create_match_function(text, text)
     IS 'Makes, or makes anew, the function that supabase-js and LangChain call through PostgREST (query_embedding, match_count, filter, match_threshold). It lends nobody rights: who calls it must be allowed to SELECT from the target';
