@@ -3,6 +3,7 @@
 
 use fake_api::FakeApi;
 use harness::remote::{KEY, behaviour};
+use harness::roles::{forbidden, role};
 use harness::*;
 
 /// The columns of a target that a user makes, for 1,536 dimensions.
@@ -493,6 +494,47 @@ fn a_target_may_defer_its_constraints() {
          INSERT INTO public.known VALUES ('unknown yet');
          COMMIT",
     );
+}
+
+#[test]
+fn what_an_index_is_wanted_for_is_said_to_who_cannot_make_it() {
+    let db = Database::new();
+    let (owner, mut client) = role(&db);
+    db.run(&format!(
+        "CREATE TABLE public.docs (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384));
+         GRANT SELECT, INSERT, UPDATE, DELETE ON public.docs TO {owner}"
+    ));
+    let error = forbidden(
+        &mut client,
+        "SELECT ingest.create_pipeline('theirs', target => 'public.docs', index => 'immediate')",
+    );
+    for words in [
+        "must be owner of table public.docs",
+        "CREATE INDEX ON public.docs USING hnsw (embedding public.vector_cosine_ops)",
+        "USING gin (to_tsvector(",
+        "index => 'none'",
+    ] {
+        assert!(error.text().contains(words), "{words}: {error:?}");
+    }
+    // A table without an index on the key is slow to change.
+    let create = |name: &str| {
+        let create = format!(
+            "SELECT ingest.create_pipeline('{name}', target => 'public.docs', index => 'none') IS NULL"
+        );
+        let (_, notices) = db.one_with_notices::<bool>("", &create);
+        db.run(&format!("SELECT ingest.drop_pipeline('{name}')"));
+        notices
+    };
+    let hint = "CREATE INDEX ON public.docs (document_key);";
+    let notices = create("slow");
+    assert!(
+        notices
+            .iter()
+            .any(|n| n.starts_with("WARNING") && n.contains(hint)),
+        "{notices:?}"
+    );
+    db.run(hint);
+    assert_eq!(create("fast"), Vec::<String>::new());
 }
 
 #[test]

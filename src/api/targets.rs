@@ -153,27 +153,50 @@ fn create_schema(schema: &str) -> Result<(), UserError> {
     Ok(())
 }
 
-/// Makes the index by which a document's chunks are found in a table that somebody else made, unless there is one.
+/// Makes the index by which a document's chunks are found in a table that somebody else made, unless there is one; in layout `chunks`
+/// says that there is none.
 fn create_key_index(table: pg_sys::Oid, quoted: &str, layout: Layout) {
     let Some((expression, create)) = layout.key_index(quoted) else {
+        if !has_key_column_index(table) {
+            warn_of_no_index(
+                quoted,
+                "document_key",
+                &format!("CREATE INDEX ON {quoted} (document_key)"),
+            );
+        }
         return;
     };
     if index_on(table, expression).is_some() {
         return;
     }
-    let owned = Spi::get_one_with_args::<bool>(
-        "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = $1",
-        &[table.into()],
-    )
-    .or_raise();
-    if owned == Some(true) {
+    if is_owned(table) {
         Spi::run(&create).or_raise();
     } else {
-        warning!(
-            "table {quoted} has no index on {expression}: whenever a document changes, all of the table is read. Its owner \
-             can make one: {create};"
-        );
+        warn_of_no_index(quoted, expression, &create);
     }
+}
+
+fn warn_of_no_index(quoted: &str, expression: &str, create: &str) {
+    warning!(
+        "table {quoted} has no index on {expression}: whenever a document changes, all of the table is read. Its owner can \
+         make one: {create};"
+    );
+}
+
+/// Whether the rows of a document are found by an index on the column `document_key`, as far as is known of a foreign table.
+fn has_key_column_index(table: pg_sys::Oid) -> bool {
+    Spi::get_one_with_args::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relkind = 'f')
+             OR EXISTS (SELECT FROM pg_index i
+                        JOIN pg_class x ON x.oid = i.indexrelid
+                        JOIN pg_am m ON m.oid = x.relam
+                        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                        WHERE i.indrelid = $1 AND a.attname = 'document_key' AND m.amname IN ('btree', 'hash')
+                          AND i.indpred IS NULL AND i.indisvalid)",
+        &[table.into()],
+    )
+    .or_raise()
+        == Some(true)
 }
 
 /// Whether the current user may use pgvector's types and operators, as the worker and search() will do as it.
@@ -369,27 +392,56 @@ pub fn create_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
         .raise();
     }
     let _acting = lent::index_rights(table, &schema, &name);
+    let mut statements = Vec::new();
     if !has_nearest_index(table, layout) {
-        Spi::run(&format!(
-            "CREATE INDEX {} ON {quoted} USING hnsw ({column} {}.{}_cosine_ops)",
-            layout.vector_index_name(),
+        statements.push(format!(
+            "{} ON {quoted} USING hnsw ({column} {}.{}_cosine_ops)",
+            create_index(layout.vector_index_name()),
             vector_schema(),
             layout.vector_type(dimensions.unwrap_or_default()),
-        ))
-        .or_raise();
+        ));
     }
     if index_on(table, &layout.text_search(language)).is_none() {
-        create_text_index(&quoted, layout, language);
+        statements.push(text_index(&quoted, layout, language));
+    }
+    if !statements.is_empty() && !is_owned(table) {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("must be owner of table {quoted}"),
+        )
+        .detail("Only the owner of a table can make indexes on it.")
+        .hint(format!(
+            "Have its owner make them: {}; or give index => 'none' here.",
+            statements.join("; ")
+        ))
+        .raise();
+    }
+    for statement in &statements {
+        Spi::run(statement).or_raise();
     }
 }
 
-fn create_text_index(quoted: &str, layout: Layout, language: &str) {
-    Spi::run(&format!(
-        "CREATE INDEX {} ON {quoted} USING gin ({})",
-        layout.text_index_name(),
+/// The beginning of the statement that makes an index, which names itself where no name is given.
+fn create_index(name: String) -> String {
+    format!("CREATE INDEX {name}").trim_end().to_owned()
+}
+
+fn text_index(quoted: &str, layout: Layout, language: &str) -> String {
+    format!(
+        "{} ON {quoted} USING gin ({})",
+        create_index(layout.text_index_name()),
         layout.text_search(language)
-    ))
-    .or_raise();
+    )
+}
+
+/// Whether the current user has the rights of a table's owner.
+fn is_owned(table: pg_sys::Oid) -> bool {
+    Spi::get_one_with_args::<bool>(
+        "SELECT (SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class WHERE oid = $1)",
+        &[table.into()],
+    )
+    .or_raise()
+        == Some(true)
 }
 
 /// Drops the HNSW indexes on a target's embeddings and its full-text index in this language; whether there were any of the former.
@@ -432,7 +484,8 @@ pub fn change_language(table: pg_sys::Oid, layout: Layout, from: &str, to: &str)
     {
         Spi::run(&format!("DROP INDEX {index}")).or_raise();
         let _acting = lent::index_rights(table, &schema, &name);
-        create_text_index(&quote_qualified_identifier(schema, name), layout, to);
+        let quoted = quote_qualified_identifier(schema, name);
+        Spi::run(&text_index(&quoted, layout, to)).or_raise();
     }
 }
 
