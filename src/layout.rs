@@ -62,13 +62,24 @@ const CHUNKS: Columns = Columns {
     is_ours: "c.document_key IS NOT NULL",
 };
 
+/// The text of a node that LlamaIndex itself wrote (`node_to_metadata_dict`), which is nowhere else. What others call `_node_content`
+/// need be no JSON, and must not make a search fail: only a text of which nothing but a string that jsonb takes is left is parsed.
+macro_rules! node_text {
+    () => {
+        r#"(substring(c.metadata ->> '_node_content' FROM E'"text": ?("(?:[^"\\\\\\u0001-\\u001f]|\\\\["\\\\/bfnrt]|\\\\u(?!0000|d[89a-f])[0-9a-f]{4}|\\\\ud[89ab][0-9a-f]{2}\\\\ud[c-f][0-9a-f]{2})*")'))::jsonb #>> '{}'"#
+    };
+}
+
 const VECS: Columns = Columns {
     id: "c.id",
     key: "coalesce(c.metadata ->> 'doc_id', c.id)",
     chunk_no: "(c.metadata ->> '_chunk_no')::int",
-    content: "c.metadata ->> 'text'",
+    content: concat!("coalesce(c.metadata ->> 'text', ", node_text!(), ")"),
     tokens: "(c.metadata ->> '_tokens')::int",
-    metadata: "coalesce((c.metadata ->> '_node_content')::jsonb -> 'metadata', c.metadata)",
+    metadata: "CASE WHEN c.metadata ? '_chunk_no' THEN coalesce((c.metadata ->> '_node_content')::jsonb -> 'metadata', c.metadata)
+                    WHEN jsonb_typeof(c.metadata) = 'object' AND c.metadata ? '_node_type'
+                    THEN c.metadata - '{_node_content,_node_type,doc_id,document_id,ref_doc_id}'::text[]
+                    ELSE c.metadata END",
     filtered: "c.metadata",
     embedding: "c.vec",
     found_by: "c.metadata ->> 'doc_id'",

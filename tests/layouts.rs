@@ -342,6 +342,68 @@ fn what_others_put_into_a_collection_stays() {
 }
 
 #[test]
+fn what_others_put_into_a_collection_is_found_whatever_is_in_it() {
+    let api = FakeApi::start(behaviour());
+    let db = database();
+    db.create_remote_pipeline("default", &api, "layout => 'vecs'");
+    let rows = [
+        r#"{"_node_content": "not json", "lang": "en"}"#,
+        r#"{"_node_content": "{\"text\": \"cut off", "_node_type": "TextNode"}"#,
+        r#"{"_node_content": "{\"text\": \"a \\ud800 b\"}", "_node_type": "TextNode"}"#,
+        r#"{"_node_content": "{\"text\": \"a \\u0000 b\"}", "_node_type": "TextNode"}"#,
+        r#"{"_node_content": "{\"text\": \"a \\x b\"}", "_node_type": "TextNode"}"#,
+        r#"{"_node_content": null, "_node_type": "TextNode"}"#,
+        r#"{"text": "a text of the vecs client's", "doc_id": "theirs"}"#,
+        r#"["_chunk_no", "_node_type"]"#,
+        r#""_chunk_no""#,
+        "null",
+    ];
+    for (number, row) in rows.iter().enumerate() {
+        db.execute(
+            "INSERT INTO vecs.\"default\" VALUES ($1::text, array_fill(0.5, ARRAY[1536])::vector, $2::text::jsonb)",
+            &[&format!("r{number}"), row],
+        );
+    }
+    // As LlamaIndex writes it.
+    let text = "He said: \"a\tb\" \\ é 🔑\n";
+    for (id, ascii) in [("plain", "é 🔑"), ("ascii", "\\u00e9 \\ud83d\\udd11")] {
+        let node = r#"{"id_": "x", "embedding": null, "metadata": {"lang": "de"}, "text": "He said: \"a\tb\" \\ KEY\n", "class_name": "TextNode"}"#;
+        db.execute(
+            "INSERT INTO vecs.\"default\" VALUES ($1::text, array_fill(0.5, ARRAY[1536])::vector,
+                 jsonb_build_object('lang', 'de', '_node_content', $2::text, '_node_type', 'TextNode', 'doc_id', 'd'))",
+            &[&id, &node.replace("KEY", ascii)],
+        );
+    }
+    db.run("SELECT ingest.create_match_function('default')");
+    for search in [
+        "ingest.search('text', 50)",
+        "ingest.hybrid_search('text', 50)",
+        "public.match_documents(ingest.embed('text'))",
+    ] {
+        assert_eq!(
+            db.one::<i64>(&format!("SELECT count(*) FROM {search}")),
+            rows.len() as i64 + 2,
+            "{search}"
+        );
+        let found = db.rows(&format!(
+            "SELECT content, metadata::text FROM {search} WHERE metadata ->> 'lang' = 'de'"
+        ));
+        assert_eq!(found.len(), 2, "{search}");
+        for row in found {
+            assert_eq!(row.get::<_, &str>(0), text, "{search}");
+            assert_eq!(row.get::<_, &str>(1), r#"{"lang": "de"}"#, "{search}");
+        }
+        assert_eq!(
+            db.one::<String>(&format!(
+                "SELECT content || metadata FROM {search} WHERE content LIKE '%client%'"
+            )),
+            r#"a text of the vecs client's{"text": "a text of the vecs client's", "doc_id": "theirs"}"#,
+            "{search}"
+        );
+    }
+}
+
+#[test]
 fn deferred_indexes_are_built_for_vectors_and_for_words() {
     let api = FakeApi::start(behaviour());
     for (layout, table) in LAYOUTS {
