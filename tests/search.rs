@@ -151,6 +151,26 @@ fn k_rows_are_returned_however_little_of_the_index_is_looked_at() {
     k_rows_are_found(&db, "no index");
     db.run("SELECT ingest.alter_pipeline('big', index => 'immediate'); SET enable_seqscan = off; SET enable_sort = off");
     assert!(db.explain("SELECT * FROM public.big ORDER BY embedding <=> array_fill(0.1, ARRAY[8])::vector LIMIT 3").contains("embedding_idx"));
+    // Where the index comes by enough, nothing else is read.
+    for search in [
+        "ingest.search('A question', 10, 'big')",
+        "ingest.hybrid_search('A question', 10, 'big')",
+        "public.match_documents(ingest.embed('A question', 'big'), 10)",
+    ] {
+        let scans = || {
+            let scans = db.rows(
+                "SELECT idx_scan, seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'big'",
+            );
+            (scans[0].get::<_, i64>(0), scans[0].get::<_, i64>(1))
+        };
+        db.run("BEGIN");
+        let before = scans();
+        assert_eq!(db.one::<i64>(&format!("SELECT count(*) FROM {search}")), 10);
+        let after = scans();
+        db.run("COMMIT");
+        assert!(after.0 > before.0, "{search}: {before:?} {after:?}");
+        assert_eq!(after.1, before.1, "{search}");
+    }
     // As in a table of more rows than 20,000, its default.
     db.run("SET hnsw.max_scan_tuples = 100");
     k_rows_are_found(&db, "HNSW");
