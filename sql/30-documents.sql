@@ -261,7 +261,7 @@ BEGIN
 
     -- New metadata alone costs no request. A document in flight carries the old metadata: it is taken back.
     FOR relabelled IN
-        SELECT p.pipeline_id, array_agg(n.id) AS ids, array_agg(n.key) AS keys, array_agg(n.metadata) AS metadata
+        SELECT p.pipeline_id, array_agg(n.id) AS ids, array_agg(n.key) AS keys, array_agg(n.metadata::text) AS metadata
         FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
         WHERE n.metadata IS DISTINCT FROM o.metadata AND n.content IS NOT DISTINCT FROM o.content
           AND n.pipeline = o.pipeline AND n.key = o.key

@@ -163,7 +163,7 @@ COMMENT ON FUNCTION ingest.indexes_of(regclass) IS 'A table''s indexes, with a d
 
 CREATE FUNCTION ingest.missing_indexes(target regclass, next regclass) RETURNS SETOF text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('CREATE INDEX ON %s USING %I (%I %s.%I)%s', next, o.method, a.attname, n.nspname::regnamespace, y.typname || '_' || o.opclass,
+    SELECT format('CREATE INDEX ON %s USING %I (%I %s.%I)%s', next, o.method, a.attname, n.oid::regnamespace, y.typname || '_' || o.opclass,
                   ' WITH (' || array_to_string(o.options, ', ') || ')')
     FROM ingest.indexes_of(target) o
     JOIN pg_attribute a ON a.attrelid = next AND a.attname = ingest.embedding_of(target)

@@ -268,7 +268,8 @@ BEGIN
         "check" := format('target of %s', p.name);
         ok := EXISTS (SELECT FROM pg_class WHERE oid = p.target);
         detail := p.target::text;
-        hint := CASE WHEN NOT ok THEN format('The table was dropped: SELECT ingest.drop_pipeline(%L); and create it again.', p.name) END;
+        hint := CASE WHEN NOT ok THEN format('The table was dropped. Create another pipeline; UPDATE ingest.documents SET pipeline = ''<the other>'' '
+                                             'WHERE pipeline = %1$L; then SELECT ingest.drop_pipeline(%1$L);', p.name) END;
         RETURN NEXT;
     END LOOP;
 

@@ -62,9 +62,10 @@ BEGIN
     SELECT * INTO t FROM ingest.searched(pipeline);
     before := ingest.widen_scan(k, filter IS NOT NULL);
     RETURN QUERY EXECUTE format(
-        'SELECT %1$s, %2$s, %3$s, %4$s, 1 - (%6$s %7$s $1::%8$s) FROM %9$s AS c'
-        ' WHERE $3 IS NULL OR %5$s @> $3 ORDER BY %6$s %7$s $1::%8$s LIMIT $2',
-        t.key, t.chunk_no, t.content, t.metadata, t.filtered, t.embedding, t.distance, t.vector_type, t.target)
+        'SELECT n.key, n.chunk_no, n.content, n.metadata, 1 - n.distance FROM (%s) AS n ORDER BY n.distance',
+        ingest.nearest(format('%s AS key, %s AS chunk_no, %s AS content, %s AS metadata, %s %s $1::%s AS distance',
+                              t.key, t.chunk_no, t.content, t.metadata, t.embedding, t.distance, t.vector_type),
+                       t.target::text, format('$3 IS NULL OR %s @> $3', t.filtered), '$2'))
         USING vector, k, filter;
     PERFORM ingest.restore_scan(before);
 END $$;

@@ -204,6 +204,13 @@ impl Definition {
         table_name(self.target).map(|(schema, table)| quote_qualified_identifier(schema, table))
     }
 
+    /// Whether its target is on another server.
+    pub fn is_foreign(&self) -> bool {
+        // SAFETY: a catalog look-up inside a transaction.
+        let kind = unsafe { pg_sys::get_rel_relkind(self.target) };
+        kind as u8 == pg_sys::RELKIND_FOREIGN_TABLE
+    }
+
     /// Raises `42501` unless the current user sees it: owns it, was granted it, or is not subject to row security.
     pub fn require_access(&self) {
         if !(self.is_owned() || access::sees_everything()) {

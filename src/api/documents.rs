@@ -64,28 +64,40 @@ fn delete_chunks(
     TableIterator::once((chunks, tokens))
 }
 
+/// What 0.1.0's SQL calls.
 #[pg_extern(sql = false)]
 fn replace_metadata(
     pipeline_id: Option<i32>,
     keys: Option<Vec<String>>,
     metadata: Option<Vec<Option<pgrx::JsonB>>>,
 ) {
+    let metadata = metadata.unwrap_or_default().into_iter();
+    let metadata = metadata.map(|m| m.map(|m| m.0.to_string())).collect();
+    replace_metadata_0_2(pipeline_id, keys, Some(metadata));
+}
+
+/// Metadata as text: a value of serde_json's loses digits.
+#[pg_extern(sql = false)]
+fn replace_metadata_0_2(
+    pipeline_id: Option<i32>,
+    keys: Option<Vec<String>>,
+    metadata: Option<Vec<Option<String>>>,
+) {
     let Some(target) = target_of(pipeline_id) else {
         return;
     };
-    let metadata: Vec<Option<String>> = metadata
-        .unwrap_or_default()
-        .into_iter()
-        .map(|m| m.map(|m| m.0.to_string()))
-        .collect();
     let _acting = ActingAs::new(target.owner);
-    Spi::run_with_args(
-        &target
-            .layout
-            .replace_metadata(&target.name, target.is_foreign),
-        &[keys.into(), metadata.into()],
-    )
-    .or_raise();
+    let (layout, table) = (target.layout, &target.name);
+    if target.is_foreign {
+        let keys = keys.unwrap_or_default().into_iter();
+        for (key, metadata) in keys.zip(metadata.unwrap_or_default()) {
+            let update = layout.replace_metadata_of_one(table, metadata.as_deref());
+            Spi::run_with_args(&update, &[key.into()]).or_raise();
+        }
+    } else {
+        let update = layout.replace_metadata(table);
+        Spi::run_with_args(&update, &[keys.into(), metadata.into()]).or_raise();
+    }
 }
 
 /// Where a pipeline's chunks are.

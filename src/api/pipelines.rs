@@ -273,7 +273,12 @@ fn drop_pipeline(name: &str, drop_target: bool) {
     }
     successor.iter().for_each(drop_table_of);
     if drop_target && let Some(table) = definition.target_name() {
-        Spi::run(&format!("DROP TABLE {table}")).or_raise();
+        let foreign = if definition.is_foreign() {
+            "FOREIGN"
+        } else {
+            ""
+        };
+        Spi::run(&format!("DROP {foreign} TABLE {table}")).or_raise();
     }
     wake::at_commit();
 }

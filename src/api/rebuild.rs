@@ -43,6 +43,7 @@ pub fn begin(definition: &Definition, wanted: &Wanted, change: Change) {
             if let Some(table) = &table
                 && wanted.dimensions != definition.dimensions
             {
+                refuse_retyping_foreign(definition, table).or_raise();
                 let _acting = ActingAs::new(definition.owner);
                 retype_empty(
                     definition.target,
@@ -77,6 +78,21 @@ fn is_empty(definition: &Definition, table: &str) -> bool {
     see_every_row();
     reading::one::<bool>(&format!("SELECT NOT EXISTS (SELECT FROM {table})"), &[]).or_raise()
         == Some(true)
+}
+
+/// What a foreign table's column is over there stays, whatever is said of it here.
+fn refuse_retyping_foreign(definition: &Definition, table: &str) -> Result<(), UserError> {
+    if !definition.is_foreign() {
+        return Ok(());
+    }
+    Err(UserError::new(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!(
+            "the dimensions of pipeline {:?} cannot be changed: its target {table} is on another server",
+            definition.name
+        ),
+    )
+    .hint("Make a table for the new vectors there, and create another pipeline with a foreign table for it."))
 }
 
 /// There is nothing to compare with, or it can be compared.

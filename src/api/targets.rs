@@ -72,6 +72,14 @@ pub fn create_or_check_target(
 ) -> Result<pg_sys::Oid, UserError> {
     layout.check_dimensions(dimensions)?;
     require_vectors()?;
+    if schema.starts_with("pg_temp") {
+        return Err(UserError::new(
+            PgSqlErrorCode::ERRCODE_INVALID_TABLE_DEFINITION,
+            "a temporary table cannot be the target",
+        )
+        .detail("Only the session that made it sees what is in it.")
+        .hint("Give another target."));
+    }
     let quoted = quote_qualified_identifier(schema, table);
     if let Some(existing) = find_table(&quoted) {
         check_target(existing, &quoted, layout, dimensions)?;
@@ -150,27 +158,50 @@ fn create_schema(schema: &str) -> Result<(), UserError> {
     Ok(())
 }
 
-/// Makes the index by which a document's chunks are found in a table that somebody else made, unless there is one.
+/// Makes the index by which a document's chunks are found in a table that somebody else made, unless there is one; in layout `chunks`
+/// says that there is none.
 fn create_key_index(table: pg_sys::Oid, quoted: &str, layout: Layout) {
     let Some((expression, create)) = layout.key_index(quoted) else {
+        if !has_key_column_index(table) {
+            warn_of_no_index(
+                quoted,
+                "document_key",
+                &format!("CREATE INDEX ON {quoted} (document_key)"),
+            );
+        }
         return;
     };
     if index_on(table, expression).is_some() {
         return;
     }
-    let owned = Spi::get_one_with_args::<bool>(
-        "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = $1",
-        &[table.into()],
-    )
-    .or_raise();
-    if owned == Some(true) {
+    if is_owned(table) {
         Spi::run(&create).or_raise();
     } else {
-        warning!(
-            "table {quoted} has no index on {expression}: whenever a document changes, all of the table is read. Its owner \
-             can make one: {create};"
-        );
+        warn_of_no_index(quoted, expression, &create);
     }
+}
+
+fn warn_of_no_index(quoted: &str, expression: &str, create: &str) {
+    warning!(
+        "table {quoted} has no index on {expression}: whenever a document changes, all of the table is read. Its owner can \
+         make one: {create};"
+    );
+}
+
+/// Whether the rows of a document are found by an index on the column `document_key`, as far as is known of a foreign table.
+fn has_key_column_index(table: pg_sys::Oid) -> bool {
+    Spi::get_one_with_args::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relkind = 'f')
+             OR EXISTS (SELECT FROM pg_index i
+                        JOIN pg_class x ON x.oid = i.indexrelid
+                        JOIN pg_am m ON m.oid = x.relam
+                        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                        WHERE i.indrelid = $1 AND a.attname = 'document_key' AND m.amname IN ('btree', 'hash')
+                          AND i.indpred IS NULL AND i.indisvalid)",
+        &[table.into()],
+    )
+    .or_raise()
+        == Some(true)
 }
 
 /// Whether the current user may use pgvector's types and operators, as the worker and search() will do as it.
@@ -229,20 +260,31 @@ fn check_target(
              SELECT * FROM unnest($2::text[], $3::text[])
          ), present AS (
              SELECT attname::text AS name, regexp_replace(format_type(atttypid, atttypmod), '^.*\\.', '') AS type,
-                    attnotnull AND NOT atthasdef AND attidentity = '' AS demanding
-             FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+                    (attnotnull OR t.typnotnull) AND NOT atthasdef AND attidentity = '' AND t.typdefault IS NULL AS demanding,
+                    attgenerated <> '' OR attidentity = 'a' AS generated
+             FROM pg_attribute JOIN pg_type t ON t.oid = atttypid WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
          )
          SELECT coalesce(
              (SELECT format('It is a %s.', CASE relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
                                                         WHEN 'S' THEN 'sequence' WHEN 'i' THEN 'index' ELSE 'composite type' END)
               FROM pg_class WHERE oid = $1 AND relkind NOT IN ('r', 'p', 'f')),
+             (SELECT format('It is a %s table, and the vecs client sees ordinary ones only.',
+                            CASE relkind WHEN 'p' THEN 'partitioned' ELSE 'foreign' END)
+              FROM pg_class WHERE oid = $1 AND relkind <> 'r' AND $4 = 'vecs'),
              (SELECT format('Column %s is missing.', w.name) FROM wanted w
               WHERE NOT EXISTS (SELECT FROM present p WHERE p.name = w.name) LIMIT 1),
              (SELECT format('Column %s is of type %s, not %s.', w.name, p.type, w.type)
               FROM wanted w JOIN present p USING (name) WHERE p.type <> w.type LIMIT 1),
+             (SELECT format('Column %s is generated, so that nothing can be written into it.', w.name)
+              FROM wanted w JOIN present p USING (name) WHERE p.generated LIMIT 1),
              (SELECT format('Column %s may not be null and has no default.', p.name) FROM present p
               WHERE p.demanding AND p.name NOT IN (SELECT name FROM wanted) LIMIT 1))",
-        &[table.into(), names.into(), types.into()],
+        &[
+            table.into(),
+            names.into(),
+            types.into(),
+            layout.name().into(),
+        ],
     )
     .or_raise();
     if let Some(problem) = problem {
@@ -264,14 +306,22 @@ fn check_target(
     require_target_rights(table, quoted)?;
     let _acting = ActingAs::extension_owner();
     let taken: Option<String> = Spi::get_one_with_args(
-        "SELECT (SELECT name FROM ingest.pipeline WHERE target = $1::regclass)",
+        // What is in a partition or a table that inherits is in the tables above it, too.
+        "WITH RECURSIVE above AS (
+             SELECT $1 AS oid UNION SELECT i.inhparent FROM above a JOIN pg_catalog.pg_inherits i ON i.inhrelid = a.oid
+         ), below AS (
+             SELECT $1 AS oid UNION SELECT i.inhrelid FROM below b JOIN pg_catalog.pg_inherits i ON i.inhparent = b.oid
+         )
+         SELECT (SELECT CASE WHEN target::oid = $1 THEN 'is' ELSE format('shares rows with %s,', target) END
+                        || format(' the target of pipeline %s', to_json(name))
+                 FROM ingest.pipeline WHERE target::oid IN (TABLE above UNION ALL TABLE below) LIMIT 1)",
         &[table.into()],
     )
     .or_raise();
     match taken {
-        Some(other) => Err(UserError::new(
+        Some(taken) => Err(UserError::new(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-            format!("table {quoted} is the target of pipeline {other:?}"),
+            format!("table {quoted} {taken}"),
         )
         .hint(
             "Two pipelines in one table would replace each other's chunks; give another target.",
@@ -397,6 +447,24 @@ fn vector_indexes(table: pg_sys::Oid, layout: Layout) -> Vec<String> {
     .unwrap_or_default()
 }
 
+/// The indexes `i`, of an attribute `a`, that find what is nearest by cosine distance among all rows, to be continued by AND.
+pub const NEAREST_INDEXES: &str = "FROM pg_catalog.pg_index i
+     JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+     JOIN pg_catalog.pg_am m ON m.oid = x.relam
+     JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0]
+     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+     WHERE m.amname = 'hnsw' AND o.opcname IN ('vector_cosine_ops', 'halfvec_cosine_ops') AND i.indpred IS NULL AND i.indisvalid";
+
+/// Whether there is an index by which a search finds what is nearest.
+fn has_nearest_index(table: pg_sys::Oid, layout: Layout) -> bool {
+    Spi::get_one_with_args::<bool>(
+        &format!("SELECT EXISTS (SELECT {NEAREST_INDEXES} AND i.indrelid = $1 AND a.attname = $2)"),
+        &[table.into(), layout.embedding_column().into()],
+    )
+    .or_raise()
+        == Some(true)
+}
+
 /// Builds what searching a target takes, unless it is there: the HNSW index, for cosine distance, and the full-text index
 /// in this language. Runs as the current user. A foreign table has its indexes where it is.
 pub fn create_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
@@ -420,27 +488,56 @@ pub fn create_indexes(table: pg_sys::Oid, layout: Layout, language: &str) {
         .raise();
     }
     let _acting = lent::index_rights(table, &schema, &name);
-    if vector_indexes(table, layout).is_empty() {
-        Spi::run(&format!(
-            "CREATE INDEX {} ON {quoted} USING hnsw ({column} {}.{}_cosine_ops)",
-            layout.vector_index_name(),
+    let mut statements = Vec::new();
+    if !has_nearest_index(table, layout) {
+        statements.push(format!(
+            "{} ON {quoted} USING hnsw ({column} {}.{}_cosine_ops)",
+            create_index(layout.vector_index_name()),
             vector_schema(),
             layout.vector_type(dimensions.unwrap_or_default()),
-        ))
-        .or_raise();
+        ));
     }
     if index_on(table, &layout.text_search(language)).is_none() {
-        create_text_index(&quoted, layout, language);
+        statements.push(text_index(&quoted, layout, language));
+    }
+    if !statements.is_empty() && !is_owned(table) {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("must be owner of table {quoted}"),
+        )
+        .detail("Only the owner of a table can make indexes on it.")
+        .hint(format!(
+            "Have its owner make them: {}; or give index => 'none' here.",
+            statements.join("; ")
+        ))
+        .raise();
+    }
+    for statement in &statements {
+        Spi::run(statement).or_raise();
     }
 }
 
-fn create_text_index(quoted: &str, layout: Layout, language: &str) {
-    Spi::run(&format!(
-        "CREATE INDEX {} ON {quoted} USING gin ({})",
-        layout.text_index_name(),
+/// The beginning of the statement that makes an index, which names itself where no name is given.
+fn create_index(name: String) -> String {
+    format!("CREATE INDEX {name}").trim_end().to_owned()
+}
+
+fn text_index(quoted: &str, layout: Layout, language: &str) -> String {
+    format!(
+        "{} ON {quoted} USING gin ({})",
+        create_index(layout.text_index_name()),
         layout.text_search(language)
-    ))
-    .or_raise();
+    )
+}
+
+/// Whether the current user has the rights of a table's owner.
+fn is_owned(table: pg_sys::Oid) -> bool {
+    Spi::get_one_with_args::<bool>(
+        "SELECT (SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class WHERE oid = $1)",
+        &[table.into()],
+    )
+    .or_raise()
+        == Some(true)
 }
 
 /// Drops the HNSW indexes on a target's embeddings and its full-text index in this language; whether there were any of the former.
@@ -483,7 +580,8 @@ pub fn change_language(table: pg_sys::Oid, layout: Layout, from: &str, to: &str)
     {
         Spi::run(&format!("DROP INDEX {index}")).or_raise();
         let _acting = lent::index_rights(table, &schema, &name);
-        create_text_index(&quote_qualified_identifier(schema, name), layout, to);
+        let quoted = quote_qualified_identifier(schema, name);
+        Spi::run(&text_index(&quoted, layout, to)).or_raise();
     }
 }
 

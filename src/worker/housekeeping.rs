@@ -3,7 +3,7 @@
 use limiter::Tallied;
 use pgrx::prelude::*;
 
-use crate::api::targets::create_indexes;
+use crate::api::targets::{NEAREST_INDEXES, create_indexes};
 use crate::errors::OrRaise;
 use crate::layout::Layout;
 use crate::locks::Lock;
@@ -113,8 +113,8 @@ pub struct WantingIndex {
     language: String,
 }
 
-/// The first pipeline not in `except` with a deferred index, nothing queued, at least `min_chunks` chunks and no HNSW index. Inside a
-/// transaction.
+/// The first pipeline not in `except` with a deferred index, nothing queued, at least `min_chunks` chunks and no index by which
+/// a search finds what is nearest. Inside a transaction.
 pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> {
     // A dump that is being restored brings its own.
     if !Lock::Restore.try_shared() {
@@ -123,12 +123,14 @@ pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> 
     Spi::connect_mut(|client| {
         let row = run(
             client,
+            &format!(
             "SELECT p.pipeline_id, p.name, p.owner::oid, p.target::oid, p.layout, p.language
              FROM ingest.pipeline p JOIN ingest.totals t USING (pipeline_id) JOIN pg_class c ON c.oid = p.target
              WHERE p.index = 'deferred' AND t.queued = 0 AND t.chunks >= $1 AND c.relkind IN ('r', 'p') AND p.pipeline_id <> ALL ($2)
-               AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
-                               WHERE i.indrelid = p.target AND m.amname = 'hnsw')
-             LIMIT 1",
+               AND NOT EXISTS (SELECT {NEAREST_INDEXES} AND i.indrelid = p.target
+                               AND a.attname = CASE p.layout WHEN 'vecs' THEN 'vec' ELSE 'embedding' END)
+             LIMIT 1"
+            ),
             &[min_chunks.into(), except.into()],
         )?
         .first();
