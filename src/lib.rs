@@ -7,8 +7,9 @@
 //! per noun (what can be said in SQL is in `sql/`); [`worker`] is the launcher and the worker process, which claims
 //! documents, feeds the engine (`crates/engine`) and writes what comes back. [`owner`] lends a pipeline owner's rights,
 //! [`installed`] says which release's SQL a database has, [`sources`] how rows of watched tables are read, [`reading`] keeps what
-//! only reads from writing, [`layout`] is what a target looks like, [`journal`] is what a worker notes for the one after it, and [`errors`]
-//! is the one place where a failure becomes a Postgres error.
+//! only reads from writing, [`layout`] is what a target looks like, [`journal`] is what a worker notes for the one after it,
+//! [`locks`] keep processes apart that must not do something at the same time, [`impatience`] bounds how long what users have put into
+//! their tables may take, and [`errors`] is the one place where a failure becomes a Postgres error.
 
 mod access;
 mod api;
