@@ -1,6 +1,6 @@
 //! Watched tables: how their rows are read, as the owner of the pipeline, in a security-restricted context.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
@@ -182,6 +182,7 @@ impl Place {
 
 thread_local! {
     static PLACE: RefCell<Option<Place>> = const { RefCell::new(None) };
+    static IMPATIENT_SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Where reading was when the last transaction failed; `None` when that had another cause.
@@ -189,13 +190,11 @@ pub fn take_place() -> Option<Place> {
     PLACE.take()
 }
 
-/// Whether this process ends because a row that it reads cannot be interrupted.
+/// Whether this process ends because what it reads cannot be interrupted.
 pub fn is_stuck() -> bool {
-    PLACE.with_borrow(|place| {
-        place
-            .as_ref()
-            .is_some_and(|place| place.since.elapsed() >= LIMIT)
-    })
+    IMPATIENT_SINCE
+        .get()
+        .is_some_and(|since| since.elapsed() >= LIMIT)
 }
 
 /// Whether a statement that began then and failed with this was cancelled for taking too long.
@@ -229,6 +228,7 @@ pub struct Impatience([Option<libc::timer_t>; 2]);
 impl Impatience {
     /// From now on; in a worker, whose statements have no timeout otherwise.
     pub fn new() -> Self {
+        IMPATIENT_SINCE.set(Some(Instant::now()));
         Self([
             timer(libc::SIGINT, PATIENCE, INSISTENCE),
             timer(libc::SIGTERM, LIMIT, Duration::ZERO),
@@ -238,6 +238,7 @@ impl Impatience {
 
 impl Drop for Impatience {
     fn drop(&mut self) {
+        IMPATIENT_SINCE.set(None);
         for timer in self.0.iter().flatten() {
             // SAFETY: made by `timer`, and deleted once.
             unsafe { libc::timer_delete(*timer) };
