@@ -114,7 +114,7 @@ impl Journal {
         }
     }
 
-    /// The documents that the process before may have died of, if it crashed.
+    /// The documents that the process before may have died of, if it crashed; watched tables as negative numbers.
     pub fn crash(&self) -> Option<Vec<i64>> {
         let layout = self.layout;
         if layout.life.load(Ordering::SeqCst) != Life::Runs as u32 {
@@ -208,6 +208,11 @@ impl Journal {
             note,
             working,
         }
+    }
+
+    /// The same of a watched table whose rows are looked for. It stands where documents do, as a negative number.
+    pub fn work_on_watch(&mut self, watch: i32) -> WorkingOn<'_> {
+        self.work_on(-i64::from(watch))
     }
 
     /// Where this process counts what it sends under a limit; begins with what of it is `written` in the table. None when

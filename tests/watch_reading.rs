@@ -135,3 +135,53 @@ fn a_policy_that_takes_its_time_blocks_its_own_pipeline_only() {
         ["1", "2", "3"]
     );
 }
+
+#[test]
+fn a_policy_that_catches_its_cancellation_blocks_its_own_pipeline_only() {
+    let cluster = Cluster::start(&[]);
+    let db = Database::new_in(&cluster);
+    let api = api();
+    db.create_remote_pipeline("other", &api, "");
+    let (owner, mut client) = role(&db);
+    run(
+        &mut client,
+        "SELECT ingest.create_pipeline('p', target => 'app.p_chunks');
+         CREATE FUNCTION app.stubborn(blind boolean) RETURNS boolean LANGUAGE plpgsql STABLE AS $$ BEGIN
+             WHILE blind LOOP
+                 BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END;
+             END LOOP;
+             RETURN true;
+         END $$",
+    );
+    db.run(&format!(
+        "CREATE TABLE public.articles (id int PRIMARY KEY, body text, blind boolean);
+         GRANT SELECT, TRIGGER ON public.articles TO {owner};
+         ALTER TABLE public.articles ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY stubborn ON public.articles TO {owner} USING (app.stubborn(blind));
+         INSERT INTO public.articles VALUES (1, 'One.', false), (2, 'Two.', true)"
+    ));
+    run(
+        &mut client,
+        "SELECT ingest.watch('public.articles', 'body', 'p')",
+    );
+    wait_until("the pipeline is blocked", SOON * 2, || {
+        db.progress_of("p").state == "blocked"
+    });
+    let error = db.progress_of("p").last_error.expect("why");
+    assert!(
+        error.contains("public.articles") && error.contains("the worker process died"),
+        "{error}"
+    );
+    db.run(
+        "INSERT INTO ingest.documents (pipeline, key, content) VALUES ('other', 'x', 'Meanwhile.')",
+    );
+    wait_until("the other pipeline's document is embedded", SOON, || {
+        db.progress_of("other").counts() == (1, 1, 0, 0)
+    });
+    db.run("UPDATE public.articles SET blind = false; SELECT ingest.resume('p')");
+    db.settle();
+    assert_eq!(
+        db.all::<String>("SELECT document_key FROM app.p_chunks ORDER BY 1"),
+        ["1", "2"]
+    );
+}

@@ -13,6 +13,7 @@ use pgrx::spi::{SpiClient, SpiTupleTable};
 
 use crate::errors::OrRaise;
 use crate::impatience::Impatience;
+use crate::journal::Journal;
 use crate::locks::Lock;
 use crate::sources::{PATIENCE, SUBJECT, Source, was_too_slow};
 use crate::wake;
@@ -68,7 +69,11 @@ pub fn unfinished() -> Vec<Unfinished> {
 }
 
 /// Takes one step with each of these; whether something was done. A pipeline whose table cannot be read is blocked.
-pub fn step(unfinished: &[Unfinished], pipelines: &Pipelines) -> Result<bool, SqlError> {
+pub fn step(
+    unfinished: &[Unfinished],
+    pipelines: &Pipelines,
+    journal: &mut Journal,
+) -> Result<bool, SqlError> {
     let mut worst = Ok(false);
     for one in unfinished {
         // What it is blocked for may be the table that is gone.
@@ -76,7 +81,7 @@ pub fn step(unfinished: &[Unfinished], pipelines: &Pipelines) -> Result<bool, Sq
         let Some(pipeline) = known.filter(|p| one.was_dropped || !p.is_blocked()) else {
             continue;
         };
-        match step_of(one, pipeline) {
+        match step_of(one, pipeline, journal) {
             Ok(()) => {
                 worst = worst.map(|_| true);
             }
@@ -87,7 +92,7 @@ pub fn step(unfinished: &[Unfinished], pipelines: &Pipelines) -> Result<bool, Sq
     worst
 }
 
-fn step_of(one: &Unfinished, pipeline: &Active) -> Result<(), SqlError> {
+fn step_of(one: &Unfinished, pipeline: &Active, journal: &mut Journal) -> Result<(), SqlError> {
     let found =
         transaction(|| Spi::connect_mut(|client| Source::find(client, one.watch)).or_raise())?;
     let Some(source) = found else { return Ok(()) };
@@ -102,6 +107,7 @@ fn step_of(one: &Unfinished, pipeline: &Active) -> Result<(), SqlError> {
     }
     let rows = PACE.with_borrow(|pace| pace.get(&one.watch).copied().unwrap_or(ROWS));
     let start = Instant::now();
+    let working = journal.work_on_watch(one.watch);
     let done = transaction(|| {
         Spi::connect_mut(|client| {
             match one.phase.as_str() {
@@ -115,6 +121,7 @@ fn step_of(one: &Unfinished, pipeline: &Active) -> Result<(), SqlError> {
         })
         .or_raise();
     });
+    drop(working);
     let block = |problem: &str| {
         let error =
             EmbedError::model_unusable(source.blocking_message(problem)).with_hint(source.advice());

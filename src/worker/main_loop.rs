@@ -380,7 +380,7 @@ impl Worker {
             return Ok(false);
         }
         self.stage_again = None;
-        match backfill::step(unfinished, &self.pipelines) {
+        match backfill::step(unfinished, &self.pipelines, self.claims.journal()) {
             Err(error) if error.is_transient() => {
                 self.stage_again = Some(Instant::now() + AFTER_ERROR);
                 Ok(false)

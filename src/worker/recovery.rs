@@ -12,6 +12,7 @@ use pgrx::spi::SpiClient;
 
 use crate::errors::OrRaise;
 use crate::journal::{self, Journal};
+use crate::sources::SUBJECT;
 use crate::worker::housekeeping::write_down;
 use crate::worker::transaction::{SqlError, run, transaction};
 use crate::worker::write::{Ended, set_aside};
@@ -48,6 +49,13 @@ pub fn recover(
     suspects.extend(left.iter().filter_map(Journal::crash).flatten());
     suspects.sort_unstable();
     suspects.dedup();
+    let watches: Vec<i32> = suspects
+        .extract_if(.., |suspect| *suspect < 0)
+        .filter_map(|suspect| i32::try_from(-suspect).ok())
+        .collect();
+    if !watches.is_empty() {
+        transaction(|| block_watching(watches))?;
+    }
     if !suspects.is_empty() {
         log!(
             "pg_ingest: a worker died; documents that it was working on: {}",
@@ -60,6 +68,23 @@ pub fn recover(
         journal.close();
     }
     Ok(())
+}
+
+/// A policy of a watched table may have ended the process: its pipeline is blocked for a while. Inside a transaction.
+fn block_watching(watches: Vec<i32>) {
+    Spi::connect_mut(|client| {
+        run(
+            client,
+            "UPDATE ingest.pipeline p
+             SET blocked_error = format('%s %s cannot be read: the worker process died while it looked for its rows; the server''s log may say why', $2, w.source),
+                 blocked_times = p.blocked_times + 1,
+                 blocked_until = clock_timestamp() + make_interval(secs => $3 * 2.0 ^ least(p.blocked_times, 6))
+             FROM ingest.watch w WHERE w.watch_id = ANY ($1) AND p.pipeline_id = w.pipeline_id",
+            &[watches.into(), SUBJECT.into(), LONGEST_WAIT.into()],
+        )
+        .map(drop)
+    })
+    .or_raise();
 }
 
 struct Suspect {
