@@ -1,12 +1,12 @@
 # What a Postgres person types. The recipes are one line each: the work is done by scripts/, which can be run by
-# hand as well. Variables: PG_CONFIG (which Postgres), DESTDIR (packaging), PG_INGEST_HOME (where the quickstart
-# keeps its files), QUICKSTART_DOCS, QUICKSTART_PATTERN (what the quickstart loads).
+# hand as well. Variables: PG_CONFIG (which Postgres), DESTDIR (packaging), MODEL=no (without the local model),
+# PG_INGEST_HOME (where the quickstart keeps its files), QUICKSTART_DOCS, QUICKSTART_PATTERN (what the quickstart loads).
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
 .PHONY: all help quickstart quickstart-stop setup build install uninstall model test test-rust installcheck test-matrix package package-test torture bench clean
 
-all: help build model
+all: help build $(if $(filter no,$(MODEL)),,model)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile

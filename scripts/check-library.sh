@@ -15,7 +15,7 @@ main() {
     grep -vxE 'lib(c|m|pthread|dl|rt)\.so\.[0-9]+|libgcc_s\.so\.1|ld-linux.*' || true)
   [[ -z $others ]] || die "$library links ${others//$'\n'/, }: it must need nothing but libc, libm and libgcc_s"
   # Only the versions needed, not those that the library defines.
-  needs=$(LC_ALL=C readelf --version-info "$library" | sed -n '/^Version needs/,$p' | grep -oE 'GLIBC_[0-9.]+' | sed 's/GLIBC_//' | sort -uV | tail -n1)
+  needs=$(LC_ALL=C readelf --version-info "$library" | sed -n '/^Version needs/,$p' | grep -oE 'GLIBC_[0-9.]+' | sed 's/GLIBC_//' | sort -uV | tail -n1 || true)
   [[ -n $needs ]] || die "$library names no version of glibc: is it a library for Linux with glibc?"
   [[ $(printf '%s\n' "$needs" "$newest_glibc" | sort -V | tail -n1) == "$newest_glibc" ]] ||
     die "$library needs glibc $needs: a package must do with $newest_glibc, so build it on a system that has no newer one (Debian 12)"

@@ -36,9 +36,15 @@ open_release() { # DIRECTORY KIND RELEASE
   private_apt "$dir" -o APT::Update::Error-Mode=any update >"$dir/log" 2>&1 || not_downloaded "$dir"
 }
 
+# The first error says what failed; those after it only that something did.
 not_downloaded() { # DIRECTORY
+  why_no_source="Debian's package could not be downloaded: $(grep -m1 -E '^E:' "$1/log" || echo "no reason given")"
+  return 1
+}
+
+not_unpacked() { # DIRECTORY
   # shellcheck disable=SC2034 # for the scripts that source this
-  why_no_source="Debian's package could not be downloaded: $(grep -E '^E:' "$1/log" | tail -n1)"
+  why_no_source="Debian's package could not be unpacked: $(tail -n1 "$1/log")"
   return 1
 }
 
@@ -47,7 +53,7 @@ download_source() { # DIRECTORY RELEASE PACKAGE
   open_release "$1" deb-src "$2" || return 1
   private_apt "$1" source --download-only "$3" >"$1/log" 2>&1 || not_downloaded "$1" || return 1
   mkdir -p "$1/source"
-  tar -xf "$1/$3"_*.orig.tar.* -C "$1/source" --strip-components=1
+  tar -xf "$1/$3"_*.orig.tar.* -C "$1/source" --strip-components=1 >"$1/log" 2>&1 || not_unpacked "$1"
 }
 
 # Unpacks a package of a Debian release into DIRECTORY/root.
@@ -55,5 +61,5 @@ download_package() { # DIRECTORY RELEASE PACKAGE
   open_release "$1" deb "$2" || return 1
   private_apt "$1" download "$3" >"$1/log" 2>&1 || not_downloaded "$1" || return 1
   mkdir -p "$1/root"
-  dpkg-deb --extract "$1/$3"_*.deb "$1/root"
+  dpkg-deb --extract "$1/$3"_*.deb "$1/root" >"$1/log" 2>&1 || not_unpacked "$1"
 }

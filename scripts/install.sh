@@ -31,7 +31,7 @@ build_if_needed() {
   if [[ -s $built_for ]]; then built_major=$(pg_major "$(<"$built_for")"); fi
   [[ -f $library && $built_major == "$major" ]] ||
     die "the extension is not built for Postgres $major: run make PG_CONFIG=$PG_CONFIG first, as the owner of this directory"
-  [[ ${MODEL:-} == no || -f $model/model.onnx ]] ||
+  [[ ${MODEL:-} == no || -f $model/LICENSE ]] ||
     die "the model is not there: run make model first, as the owner of this directory (or make install MODEL=no)"
 }
 
@@ -93,7 +93,7 @@ install_all() {
   version=$(control_version)
   sql=$(mktemp)
   join_sql "$sql"
-  say "installing into Postgres $(pg_major "$PG_CONFIG") ($PG_CONFIG)"
+  say "installing into Postgres $(pg_major "$PG_CONFIG") ($PG_CONFIG)${destdir:+ below $destdir}"
   place "$library" "$libdir/pg_ingest.so" 755
   place "$root_dir/pg_ingest.control" "$extdir/pg_ingest.control"
   place "$sql" "$extdir/pg_ingest--$version.sql"
@@ -104,7 +104,7 @@ install_all() {
   for step in "$root_dir"/sql/releases/pg_ingest--*.sql; do place "$step" "$extdir/$(basename "$step")"; done
   for step in "$root_dir"/sql/upgrade/*--*.sql; do place "$step" "$extdir/pg_ingest--$(basename "$step")"; done
   if [[ ${MODEL:-} != no ]]; then
-    for file in model.onnx tokenizer.json sentence_bert_config.json; do
+    for file in model.onnx tokenizer.json sentence_bert_config.json LICENSE; do
       place "$model/$file" "$modeldir/all-MiniLM-L6-v2/$file"
     done
   fi
@@ -117,6 +117,8 @@ remove_all() {
     "$extdir"/pg_ingest--*.sql "$extdir"/pg_ingest--*.control
   "${run[@]}" rm -rf "$modeldir/all-MiniLM-L6-v2" "$(dirname "$modeldir")/after-create.sql"
   "${run[@]}" rmdir --ignore-fail-on-non-empty -p "$modeldir" 2>/dev/null || true
+  [[ -n $destdir ]] ||
+    say "a server that has pg_ingest in shared_preload_libraries does not start again until it is taken out there (docs/installing.md)"
 }
 
 choose_postgres

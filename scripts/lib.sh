@@ -207,7 +207,7 @@ apt_install() {
   if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" \
     </dev/null >"$log" 2>&1; then
     local reason
-    reason=$(grep -E '^(E|W):' "$log" | tail -n1 || true)
+    reason=$(grep -m1 -E '^E:' "$log" || grep -m1 -E '^W:' "$log" || true)
     rm -f "$log"
     die "apt-get could not install $* (${reason:-no reason given}): check the network and apt's sources, then run make again"
   fi

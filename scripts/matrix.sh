@@ -4,7 +4,7 @@
 # prints a table at the end. Servers and builds are kept, so that a second run costs the tests only. PG_CONFIG_NN names the
 # Postgres NN to use.
 #
-# A version that is named must be had; of all, those that can.
+# A version that is named must be had, and so must 15 and 17, which have the whole suite; of the others, those that can.
 #
 #   matrix.sh --find MAJOR    only prints the pg_config that it would use
 set -euo pipefail
@@ -54,7 +54,7 @@ test_version() { # MAJOR: a row of the table
   step "Postgres $major"
   if ! PG_CONFIG=$(find_postgres "$major"); then
     table+=("$major|-|none|not run: no server to be had here")
-    if [[ $wanted == named ]]; then broken+=("$major"); fi
+    if [[ $wanted == named || $kind == whole ]]; then broken+=("$major"); fi
     return 0
   fi
   export PG_CONFIG

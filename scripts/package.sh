@@ -7,16 +7,17 @@ scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
 source "$scripts/lib.sh"
 
+# The name of a file in the packages: what the library contains that is not ours.
+third_party=THIRD-PARTY-LICENSES.txt
 # Whoever hands the package on is its maintainer; these are the variables that Debian's own tools read.
-maintainer="${DEBFULLNAME:-pg_ingest contributors} <${DEBEMAIL:-$(id -un)@$(hostname -f 2>/dev/null || hostname)}>"
+maintainer="${DEBFULLNAME:-pg_ingest contributors} <${DEBEMAIL:-$(id -un)@$(uname -n)}>"
 
 # Sets $stage to a tree as the tarball has it: lib/ goes to `pg_config --pkglibdir`, share/ to `pg_config --sharedir`.
 make_stage() {
   local installed
-  "$scripts/install.sh"
   new_scratch "$packages/tree"
   installed=$scratch
-  DESTDIR=$installed "$scripts/install.sh" 2>/dev/null
+  DESTDIR=$installed "$scripts/install.sh"
   stage=$packages/$name
   rm -rf "$stage"
   mkdir -p "$stage/lib"
@@ -26,6 +27,7 @@ make_stage() {
   glibc=$("$scripts/check-library.sh" "$stage/lib/pg_ingest.so")
   cp "$root_dir/LICENSE" "$root_dir/README.md" "$root_dir/CHANGELOG.md" "$stage"
   cp "$root_dir/docs/installing.md" "$stage/INSTALL.md"
+  "$scripts/licenses.sh" "pg$major" >"$stage/$third_party"
   chmod -R u=rwX,go=rX "$stage"
 }
 
@@ -40,8 +42,19 @@ deb_arch() {
   case $arch in
     x86_64) echo amd64 ;;
     aarch64) echo arm64 ;;
+    ppc64le) echo ppc64el ;;
     *) echo "$arch" ;;
   esac
+}
+
+copyright() {
+  cat "$stage/LICENSE"
+  printf '\n%s\n%s\n' "The library contains the Rust crates that $third_party in this directory lists, under the licences that" \
+    "stand there."
+  if [[ -d $stage/share/pg_ingest/models ]]; then
+    printf '\n%s\n%s\n' "The model all-MiniLM-L6-v2 in /usr/share/postgresql/$major/pg_ingest/models is under the Apache License," \
+      "Version 2.0: the file LICENSE beside it, or /usr/share/common-licenses/Apache-2.0."
+  fi
 }
 
 make_deb() {
@@ -56,8 +69,8 @@ make_deb() {
   mkdir -p "$root/DEBIAN" "$root/usr/lib/postgresql/$major" "$root/usr/share/postgresql" "$doc"
   cp -r "$stage/lib" "$root/usr/lib/postgresql/$major/lib"
   cp -r "$stage/share" "$root/usr/share/postgresql/$major"
-  cp "$stage/LICENSE" "$doc/copyright"
-  cp "$stage/README.md" "$stage/CHANGELOG.md" "$doc"
+  copyright >"$doc/copyright"
+  cp "$stage/README.md" "$stage/CHANGELOG.md" "$stage/$third_party" "$doc"
   cat >"$root/DEBIAN/control" <<CONTROL
 Package: $package
 Version: $version
@@ -112,8 +125,9 @@ test_tarball() {
   copy_postgres
   new_scratch "$packages/unpacked"
   tar -xzf "$packages/$name.tar.gz" -C "$scratch"
-  cp -r "$scratch/$name/lib/." "$("$copy" --pkglibdir)"
-  cp -r "$scratch/$name/share/." "$("$copy" --sharedir)"
+  # As docs/installing.md says.
+  install -m 755 "$scratch/$name/lib/pg_ingest.so" "$("$copy" --pkglibdir)"/
+  cp -r --remove-destination "$scratch/$name/share/." "$("$copy" --sharedir)"
   test_in_copy tarball
 }
 

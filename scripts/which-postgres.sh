@@ -4,7 +4,8 @@
 #   which-postgres.sh            for quickstart and tests: one that we can install into, at last a wheel of our own
 #   which-postgres.sh --build    for `make && sudo make install`: who builds need not be able to install
 #
-# PG_CONFIG names one; PG_CONFIG=wheel asks for our own although the system has one.
+# Of the system's, the first takes the newest from 15 to 17, the second the newest of all that pg_ingest can be built for. PG_CONFIG
+# names one; PG_CONFIG=wheel asks for our own although the system has one.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -54,9 +55,17 @@ system_postgres() {
   done | sort -rn -u
 }
 
+# Other programs read the answer in other directories.
+absolute_path() { # PROGRAM
+  local path
+  path=$(command -v "$1") || return 1
+  [[ $path == /* ]] || path=$(cd "$(dirname "$path")" && pwd)/$(basename "$path")
+  [[ -x $path ]] && echo "$path"
+}
+
 choose_named() {
   local named major
-  named=$(command -v "$PG_CONFIG") || die "PG_CONFIG=$PG_CONFIG is not a program: give the path of a pg_config, or leave it out"
+  named=$(absolute_path "$PG_CONFIG") || die "PG_CONFIG=$PG_CONFIG is not a program: give the path of a pg_config, or leave it out"
   major=$(pg_major "$named")
   [[ $major =~ ^1[4-8]$ ]] || die "PG_CONFIG=$PG_CONFIG is of Postgres ${major:-unknown}; pg_ingest needs 14 to 18"
   has_server_headers "$named" ||
@@ -68,16 +77,21 @@ choose_named() {
 }
 
 choose() {
-  local major candidate reason="no Postgres 15 to 17 with its server and headers on this system"
+  local major candidate served='^1[5-7]$' range="15 to 17" reason
+  if [[ $for_build == yes ]]; then
+    served='^1[4-8]$'
+    range="14 to 18"
+  fi
+  reason="no Postgres $range with its server and headers on this system"
   if [[ ${PG_CONFIG:-} == wheel ]]; then
     reason="asked for by PG_CONFIG=wheel"
   elif [[ -n ${PG_CONFIG:-} ]]; then
     choose_named
   else
     while read -r major candidate; do
-      [[ $major =~ ^1[5-7]$ ]] || continue
+      [[ $major =~ $served ]] || continue
       if [[ $for_build == yes ]] || can_install_into "$candidate"; then
-        answer "$candidate" "Postgres $major, the newest of this system from 15 to 17 with its server headers"
+        answer "$candidate" "Postgres $major, the newest of this system from $range with its server headers"
       fi
       reason="no right to install into the system's $candidate"
     done < <(system_postgres)

@@ -27,7 +27,7 @@ CREATE TABLE ingest.pipeline (
     blocked_until timestamptz,
     blocked_times int         NOT NULL DEFAULT 0,
     created_at    timestamptz NOT NULL DEFAULT now(),
-    reuses        boolean     NOT NULL DEFAULT true,
+    reuses        boolean     NOT NULL,
     language      text        NOT NULL DEFAULT 'simple',
     generation    int         NOT NULL DEFAULT 0,
     successor_of  int         UNIQUE,

@@ -7,7 +7,9 @@ CREATE TABLE ingest.pipeline_grant (
     PRIMARY KEY (pipeline_id, grantee)
 );
 COMMENT ON TABLE ingest.pipeline_grant IS 'Roles that use a pipeline without owning it; change it with ingest.grant_pipeline() and ingest.revoke_pipeline()';
-SELECT pg_catalog.pg_extension_config_dump('ingest.pipeline_grant', '');
+-- A role that was dropped is a number there, which may be somebody else's elsewhere.
+SELECT pg_catalog.pg_extension_config_dump('ingest.pipeline_grant',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
 
 -- A barrier: a function in a query's WHERE must not see the rows that are left out.
 CREATE VIEW ingest.visible_pipelines WITH (security_barrier) AS
@@ -42,7 +44,7 @@ BEGIN
     RAISE EXCEPTION 'permission denied for pipeline %', quote_literal(name)
         USING ERRCODE = 'insufficient_privilege',
               DETAIL = format('Role %I neither owns it nor was granted it.', current_user),
-              HINT = format('Its owner may say: SELECT ingest.grant_pipeline(%L, %L);', name, current_user);
+              HINT = format('Its owner may say: SELECT ingest.grant_pipeline(%L, %L);', name, quote_ident(current_user));
 END $$;
 COMMENT ON FUNCTION ingest.refuse_pipeline(text) IS 'Raises the error for a pipeline that the current role may not use, or that does not exist';
 

@@ -36,15 +36,15 @@ CREATE FUNCTION ingest.delete_chunks(pipeline_id int, keys text[]) RETURNS TABLE
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'delete_chunks_wrapper';
 COMMENT ON FUNCTION ingest.delete_chunks(int, text[]) IS 'Removes the chunks of the documents with these keys (all when null) as the pipeline''s owner';
 
-CREATE FUNCTION ingest.replace_metadata(pipeline_id int, keys text[], metadata jsonb[]) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'replace_metadata_wrapper';
-COMMENT ON FUNCTION ingest.replace_metadata(int, text[], jsonb[]) IS 'Writes changed metadata to the chunks of documents as the pipeline''s owner';
+CREATE FUNCTION ingest.replace_metadata(pipeline_id int, keys text[], metadata text[]) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'replace_metadata_0_2_wrapper';
+COMMENT ON FUNCTION ingest.replace_metadata(int, text[], text[]) IS 'Writes changed metadata, given as text, to the chunks of documents as the pipeline''s owner';
 
 CREATE FUNCTION ingest.worker_is_archiving() RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'worker_is_archiving_wrapper';
 COMMENT ON FUNCTION ingest.worker_is_archiving() IS 'True in the worker while it deletes embedded documents of a pipeline with on_success => ''delete'', whose chunks stay';
 
-REVOKE ALL ON FUNCTION ingest.delete_chunks(int, text[]), ingest.replace_metadata(int, text[], jsonb[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ingest.delete_chunks(int, text[]), ingest.replace_metadata(int, text[], text[]) FROM PUBLIC;
 
 CREATE VIEW ingest.workers WITH (security_barrier) AS
 SELECT w.pid, w.database, w.state, v.name AS pipeline, w.in_flight_requests, w.in_flight_documents, w.started_at, w.last_error

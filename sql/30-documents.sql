@@ -92,6 +92,15 @@ BEGIN
         PERFORM ingest.wake();
         RETURN NULL;
     END IF;
+    -- Documents that others add have the ids to come.
+    IF EXISTS (SELECT FROM pg_roles r
+               WHERE r.rolname = CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END
+                 AND NOT (r.rolsuper OR r.rolbypassrls))
+       AND EXISTS (SELECT FROM new_rows n WHERE n.id NOT BETWEEN 1 AND (SELECT s.last_value - (NOT s.is_called)::int FROM ingest.documents_id_seq s)) THEN
+        RAISE EXCEPTION 'a document has an id that is still to be given' USING ERRCODE = 'generated_always',
+            DETAIL = format('Ids up to %s have been given.', (SELECT s.last_value - (NOT s.is_called)::int FROM ingest.documents_id_seq s)),
+            HINT = 'Leave out id, or OVERRIDING SYSTEM VALUE; your own name for a document is its key.';
+    END IF;
     IF ingest.has_old_snapshot() THEN
         PERFORM ingest.refuse_old_snapshot(NULL, ARRAY(SELECT DISTINCT n.pipeline FROM new_rows n));
     END IF;
@@ -252,7 +261,7 @@ BEGIN
 
     -- New metadata alone costs no request. A document in flight carries the old metadata: it is taken back.
     FOR relabelled IN
-        SELECT p.pipeline_id, array_agg(n.id) AS ids, array_agg(n.key) AS keys, array_agg(n.metadata) AS metadata
+        SELECT p.pipeline_id, array_agg(n.id) AS ids, array_agg(n.key) AS keys, array_agg(n.metadata::text) AS metadata
         FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
         WHERE n.metadata IS DISTINCT FROM o.metadata AND n.content IS NOT DISTINCT FROM o.content
           AND n.pipeline = o.pipeline AND n.key = o.key
@@ -333,16 +342,17 @@ COMMENT ON FUNCTION ingest.claim_without_worker() IS 'Frees restored documents t
 CREATE TRIGGER claim_without_worker BEFORE INSERT ON ingest.queue
     FOR EACH ROW WHEN (NEW.claimed_by IS NOT NULL) EXECUTE FUNCTION ingest.claim_without_worker();
 
-CREATE FUNCTION ingest.restore_lock() RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$ SELECT 8099856848592240642 $$;
-COMMENT ON FUNCTION ingest.restore_lock() IS 'The advisory lock that keeps workers from claiming while a dump is restored';
+CREATE FUNCTION ingest.hold_for_restore() RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'hold_for_restore_wrapper';
+COMMENT ON FUNCTION ingest.hold_for_restore() IS 'Keeps workers from claiming while a dump is restored, until the session ends';
+REVOKE ALL ON FUNCTION ingest.hold_for_restore() FROM PUBLIC;
 
 CREATE FUNCTION ingest.queue_restored() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- Until the session that restores ends: the target's keys and sequences come later in the dump than its rows.
     IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
-        PERFORM pg_advisory_lock(ingest.restore_lock());
+        PERFORM ingest.hold_for_restore();
     END IF;
     PERFORM ingest.wake();
     RETURN NULL;
@@ -351,7 +361,19 @@ COMMENT ON FUNCTION ingest.queue_restored() IS 'Wakes the worker for a restored 
 CREATE TRIGGER queue_restored AFTER INSERT ON ingest.queue
     FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION ingest.queue_restored();
 
+CREATE FUNCTION ingest.pipeline_added() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- A dump of 0.1.0 does not say whether these were other ones when the vectors were made that are in the target.
+    NEW.reuses := NOT (current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off'
+                       AND (NEW.base_url IS NOT NULL OR NEW.request IS NOT NULL));
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION ingest.pipeline_added() IS 'Whether a pipeline keeps vectors that are there: a new one does, a restored one where that is known';
+CREATE TRIGGER pipeline_added BEFORE INSERT ON ingest.pipeline
+    FOR EACH ROW WHEN (NEW.reuses IS NULL) EXECUTE FUNCTION ingest.pipeline_added();
+
 -- Only the tables above fire these; a role that could attach them to a table of its own would run them on what it likes.
 REVOKE ALL ON FUNCTION ingest.document_without_key(), ingest.document_changed(), ingest.documents_inserted(),
     ingest.documents_updated(), ingest.documents_deleted(), ingest.documents_truncated(), ingest.claim_without_worker(),
-    ingest.queue_restored() FROM PUBLIC;
+    ingest.queue_restored(), ingest.pipeline_added() FROM PUBLIC;

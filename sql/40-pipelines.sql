@@ -94,12 +94,17 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION ingest.progress_bar(float8, int) IS 'A fraction (0 to 1) drawn in eighths of a character';
 
+CREATE VIEW ingest.claims WITH (security_barrier) AS
+SELECT q.pipeline_id FROM ingest.queue q
+WHERE q.claimed_by IS NOT NULL AND q.pipeline_id IN (SELECT v.pipeline_id FROM ingest.visible_pipelines v);
+COMMENT ON VIEW ingest.claims IS 'Behind claimed_documents(): a row for each document that a worker holds, of the pipelines that you see';
+
 -- Documents in flight are few, whatever the length of the queue; the settings keep a planner without statistics from
 -- reading all of it. A plain index scan also marks the entries of finished documents dead, a bitmap scan would not.
 CREATE FUNCTION ingest.claimed_documents() RETURNS TABLE (pipeline_id int, claimed bigint)
-LANGUAGE sql STABLE SECURITY DEFINER ROWS 10
+LANGUAGE sql STABLE ROWS 10
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
-    SELECT q.pipeline_id, count(*) FROM ingest.queue q WHERE q.claimed_by IS NOT NULL GROUP BY q.pipeline_id
+    SELECT c.pipeline_id, count(*) FROM ingest.claims c GROUP BY c.pipeline_id
 $$;
 COMMENT ON FUNCTION ingest.claimed_documents() IS 'Documents that workers hold, by pipeline';
 
@@ -140,7 +145,8 @@ SELECT n.name AS pipeline,
             THEN make_interval(secs => ceil(60 * n.queued_bytes / 4.0 / n.target_tpm)) + coalesce(n.cooling_down, interval '0')
             END AS eta,
        ingest.cost_usd(n.model, n.tokens) AS cost_usd,
-       coalesce(n.blocked_error, n.problem,
+       coalesce(CASE WHEN starts_with(n.blocked_error, 'the host or key of the pipeline cannot be used') AND NOT pg_has_role(n.owner::oid, 'USAGE')
+                     THEN 'the host or key of the pipeline cannot be used: its owner can see why' ELSE n.blocked_error END, n.problem,
                 (SELECT f.message FROM ingest.failures f
                  WHERE f.pipeline = n.name AND f.rebuild = (n.successor_of IS NOT NULL)
                  ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error,

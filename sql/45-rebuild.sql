@@ -95,16 +95,16 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION ingest.next_name(regclass) IS 'The name of the table that is built beside a target: <target>_next, or a free one like it';
 
-CREATE FUNCTION ingest.next_table(target regclass, name text) RETURNS text
+CREATE FUNCTION ingest.next_table(target regclass, schema text, name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('CREATE %s TABLE %s.%I (LIKE %s INCLUDING ALL)%s%s', CASE c.relpersistence WHEN 'u' THEN 'UNLOGGED' END,
-                  c.relnamespace::regnamespace, name, target,
+    SELECT format('CREATE %s TABLE %I.%I (LIKE %s INCLUDING ALL)%s%s', CASE c.relpersistence WHEN 'u' THEN 'UNLOGGED' END,
+                  schema, name, target,
                   ' WITH (' || (SELECT string_agg(format('%s = %L', split_part(o, '=', 1), substr(o, strpos(o, '=') + 1)), ', ')
                                 FROM unnest(c.reloptions) AS o) || ')',
                   ' TABLESPACE ' || (SELECT quote_ident(s.spcname) FROM pg_tablespace s WHERE s.oid = c.reltablespace))
     FROM pg_class c WHERE c.oid = target
 $$;
-COMMENT ON FUNCTION ingest.next_table(regclass, text) IS 'The statement that makes the table that is built beside a target';
+COMMENT ON FUNCTION ingest.next_table(regclass, text, text) IS 'The statement that makes the table that is built beside a target';
 
 -- The table and the sequences that belong to its columns.
 CREATE FUNCTION ingest.relations_of(target regclass)
@@ -136,9 +136,6 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         UNION ALL
         SELECT 4, format('ALTER TABLE %s ADD CONSTRAINT %I %s', next, c.conname, pg_get_constraintdef(c.oid))
         FROM pg_constraint c WHERE c.conrelid = target AND c.contype = 'f' AND c.conparentid = 0
-        UNION ALL
-        SELECT 5, format('ALTER TABLE %s OWNER TO %s', next, o.relowner::regrole)
-        FROM pg_class o, pg_class n WHERE o.oid = target AND n.oid = next AND n.relowner <> o.relowner
     ) AS s(step, statement)
     ORDER BY step
 $$;
@@ -166,7 +163,7 @@ COMMENT ON FUNCTION ingest.indexes_of(regclass) IS 'A table''s indexes, with a d
 
 CREATE FUNCTION ingest.missing_indexes(target regclass, next regclass) RETURNS SETOF text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('CREATE INDEX ON %s USING %I (%I %s.%I)%s', next, o.method, a.attname, n.nspname::regnamespace, y.typname || '_' || o.opclass,
+    SELECT format('CREATE INDEX ON %s USING %I (%I %s.%I)%s', next, o.method, a.attname, n.oid::regnamespace, y.typname || '_' || o.opclass,
                   ' WITH (' || array_to_string(o.options, ', ') || ')')
     FROM ingest.indexes_of(target) o
     JOIN pg_attribute a ON a.attrelid = next AND a.attname = ingest.embedding_of(target)
@@ -178,7 +175,7 @@ COMMENT ON FUNCTION ingest.missing_indexes(regclass, regclass) IS 'Statements th
 
 -- Everything that a user has put on the table and LIKE does not copy goes over in the moment of the switch. The old table is
 -- dropped first, so that its names are free; without CASCADE, so that nothing that came meanwhile goes with it.
-CREATE FUNCTION ingest.swap_statements(target regclass, next regclass) RETURNS SETOF text
+CREATE FUNCTION ingest.swap_statements(target regclass, next regclass) RETURNS TABLE (renames boolean, statement text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH o AS (
         SELECT c.*, format('%s.%I', c.relnamespace::regnamespace, c.relname) AS place FROM pg_class c WHERE c.oid = target
@@ -187,7 +184,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                CASE r.kind WHEN 'TABLE' THEN o.place ELSE r.relation::text END AS place
         FROM ingest.relations_of(target) r, o
     )
-    SELECT statement FROM (
+    SELECT s.step BETWEEN 3 AND 5, s.statement FROM (
         -- A sequence that a default reads stays, and goes with the new table's column.
         SELECT 1, format('ALTER SEQUENCE %s OWNED BY %s.%I', r.relation, next, r.of_column)
         FROM ingest.relations_of(target) r WHERE r.deptype = 'a'
@@ -246,9 +243,36 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         SELECT 8, format('ALTER PUBLICATION %I ADD TABLE %s', p.pubname, o.place)
         FROM o JOIN pg_publication_rel r ON r.prrelid = o.oid JOIN pg_publication p ON p.oid = r.prpubid
     ) AS s(step, statement)
-    ORDER BY step
+    ORDER BY s.step
 $$;
-COMMENT ON FUNCTION ingest.swap_statements(regclass, regclass) IS 'What gives the table beside a target its name, rights, policies and comments, and drops the target';
+COMMENT ON FUNCTION ingest.swap_statements(regclass, regclass) IS 'What gives the table beside a target its name, rights, policies and comments, and drops the target; renames: whether it needs the right to create in the schema';
+
+-- LIKE has copied the old table as it was when the rebuild began. Vectors' indexes are made in the end; of full text, where the
+-- language allows it, as ever.
+CREATE FUNCTION ingest.came_meanwhile(target regclass, next regclass) RETURNS SETOF text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH parts (relation, part) AS (
+        SELECT a.attrelid::regclass, format('column %I %s%s%s', a.attname, format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN ' NOT NULL' END,
+                                            ' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid))
+        FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid IN (target, next) AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> ingest.embedding_of(target)
+        UNION ALL
+        SELECT c.conrelid::regclass, format('constraint %s', pg_get_constraintdef(c.oid))
+        FROM pg_constraint c WHERE c.conrelid IN (target, next) AND c.contype IN ('c', 'f', 'p', 'u', 'x')
+        UNION ALL
+        SELECT r.oid::regclass, format('index %s', x.description)
+        FROM pg_class r, LATERAL ingest.indexes_of(r.oid) x
+        WHERE r.oid IN (target, next) AND NOT x.on_embedding AND strpos(x.description, 'to_tsvector(') = 0
+        UNION ALL
+        SELECT r.oid::regclass, format('storage parameter %s', o) FROM pg_class r, unnest(r.reloptions) AS o WHERE r.oid IN (target, next)
+        UNION ALL
+        SELECT r.oid::regclass, format('owner %s', r.relowner::regrole) FROM pg_class r WHERE r.oid IN (target, next)
+    )
+    (SELECT p.part FROM parts p WHERE p.relation = target EXCEPT SELECT p.part FROM parts p WHERE p.relation = next)
+    UNION ALL
+    (SELECT p.part || ' (gone)' FROM parts p WHERE p.relation = next EXCEPT SELECT p.part || ' (gone)' FROM parts p WHERE p.relation = target)
+$$;
+COMMENT ON FUNCTION ingest.came_meanwhile(regclass, regclass) IS 'What a target has, or has no more, otherwise than the table that was made beside it';
 
 -- Keeps everybody out who could change what a pipeline's documents or chunks are, in the order in which a worker locks.
 CREATE FUNCTION ingest.hold_pipeline(pipeline_id int) RETURNS void
@@ -320,6 +344,7 @@ BEGIN
     IF successor IS NULL THEN
         RETURN;
     END IF;
+    PERFORM ingest.require_read_committed('giving up a rebuild', 'does not see all that is queued for it');
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM ingest.queue q WHERE q.pipeline_id = successor;
     DELETE FROM ingest.pipeline p WHERE p.pipeline_id = successor RETURNING p.* INTO gone;
@@ -331,7 +356,7 @@ END $$;
 COMMENT ON FUNCTION ingest.remove_successor(int) IS 'Deletes what is known of a pipeline''s successor, but for its table';
 
 CREATE FUNCTION ingest.new_failures(pipeline_id int) RETURNS bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(*)
     FROM ingest.pipeline s JOIN ingest.failures f ON f.pipeline = s.name AND f.rebuild
     WHERE s.successor_of = new_failures.pipeline_id
@@ -373,6 +398,14 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION ingest.successor_is_level(int) IS 'Whether all that waits for a successor waits for its pipeline, too';
 
+CREATE FUNCTION ingest.failed_anew(successor int) RETURNS text[]
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(array_agg(f.key), '{}')
+    FROM ingest.pipeline s JOIN ingest.failures f ON f.pipeline = s.name AND f.rebuild
+    WHERE s.pipeline_id = successor AND NOT s.accepts_failures
+$$;
+COMMENT ON FUNCTION ingest.failed_anew(int) IS 'Keys of the documents that failed in a successor, unless that is accepted';
+
 -- Before the tables are swapped. What is on its way into either table is waited for first, so that the statements after see it.
 CREATE FUNCTION ingest.hold_for_switch(successor int) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -400,10 +433,10 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     replaced int := (SELECT s.successor_of FROM ingest.pipeline s WHERE s.pipeline_id = successor);
     waiting bigint[] := ARRAY(SELECT ingest.waiting_for(successor));
+    superseded bigint[] := ARRAY(SELECT ingest.waiting_for(replaced));
 BEGIN
-    DELETE FROM ingest.queue q WHERE q.pipeline_id = replaced AND q.claimed_by IS NULL AND q.retry_at IS NULL;
-    DELETE FROM ingest.queue q WHERE q.claimed_by IS NOT NULL AND q.pipeline_id = replaced;
-    DELETE FROM ingest.queue q WHERE q.retry_at IS NOT NULL AND q.pipeline_id = replaced;
+    -- By key: a row that another worker claims or frees meanwhile is in one part of the queue or in another.
+    DELETE FROM ingest.queue q WHERE q.document_id = ANY (superseded) AND q.pipeline_id = replaced;
     UPDATE ingest.queue q SET pipeline_id = replaced, claimed_by = NULL, claim_token = NULL
     WHERE q.document_id = ANY (waiting) AND q.pipeline_id = successor;
 END $$;
@@ -447,7 +480,11 @@ COMMENT ON FUNCTION ingest.finish_rebuild(text) IS 'Has a rebuild take the old o
 CREATE VIEW ingest.rebuilds WITH (security_barrier) AS
 SELECT a.pipeline, p.model, p.dimensions, p.chunk_tokens, p.chunk_overlap, p.splitter, p.target,
        CASE WHEN a.state IN ('paused', 'blocked') OR a.pending + a.in_flight > 0 THEN a.state
-            WHEN NOT p.accepts_failures AND ingest.new_failures(p.successor_of) > 0 THEN 'failed'
+            WHEN NOT p.accepts_failures
+                 AND EXISTS (SELECT FROM ingest.failures f
+                             WHERE f.pipeline = p.name AND f.rebuild
+                               AND NOT EXISTS (SELECT FROM ingest.failures o WHERE o.document_id = f.document_id AND NOT o.rebuild))
+            THEN 'failed'
             ELSE 'switching' END AS state,
        a.documents, a.embedded, a.pending, a.in_flight, a.failed, a.percent, a.bar, a.chunks, a.tokens, a.documents_per_minute,
        a.tokens_per_minute, a.eta, a.cost_usd, a.last_error, p.created_at AS started_at
@@ -460,9 +497,10 @@ COMMENT ON COLUMN ingest.rebuilds.state IS 'running, cooling_down, paused, block
 COMMENT ON COLUMN ingest.rebuilds.percent IS 'embedded of documents';
 COMMENT ON COLUMN ingest.rebuilds.last_error IS 'why it is blocked, else the latest failure';
 
-REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclass, oid), ingest.next_name(regclass), ingest.next_table(regclass, text),
+REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclass, oid), ingest.next_name(regclass), ingest.next_table(regclass, text, text),
     ingest.relations_of(regclass), ingest.next_statements(regclass, regclass, text), ingest.indexes_of(regclass),
     ingest.missing_indexes(regclass, regclass), ingest.swap_statements(regclass, regclass), ingest.hold_pipeline(int),
     ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.former_target(int), ingest.queue_for_successor(int),
     ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.successor_is_level(int),
-    ingest.hold_for_switch(int), ingest.carry_queue(int), ingest.take_place(int) FROM PUBLIC;
+    ingest.came_meanwhile(regclass, regclass), ingest.failed_anew(int), ingest.hold_for_switch(int), ingest.carry_queue(int),
+    ingest.take_place(int), ingest.new_failures(int) FROM PUBLIC;

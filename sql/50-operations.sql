@@ -57,13 +57,17 @@ END $$;
 COMMENT ON FUNCTION ingest.retry_failures(int[], text, text) IS 'What retry() does, on the pipelines that the user owns';
 REVOKE ALL ON FUNCTION ingest.retry_failures(int[], text, text) FROM PUBLIC;
 
+-- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
+CREATE VIEW ingest.pending WITH (security_barrier) AS
+SELECT p.pipeline_id,
+       t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')
+                + CASE WHEN p.successor_of IS NULL THEN 0 ELSE 1 END AS documents
+FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.visible_pipelines v USING (pipeline_id);
+COMMENT ON VIEW ingest.pending IS 'Behind pending_documents(): what is pending in the pipelines that you see';
+
 CREATE FUNCTION ingest.pending_documents(pipelines int[]) RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    -- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
-    SELECT coalesce(sum(t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')), 0)::bigint
-           + count(p.successor_of)
-    FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
-    WHERE t.pipeline_id = ANY (pending_documents.pipelines)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(sum(p.documents), 0)::bigint FROM ingest.pending p WHERE p.pipeline_id = ANY (pending_documents.pipelines)
 $$;
 COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines, rebuilds among them that have not ended, and watched tables being read';
 
@@ -264,7 +268,8 @@ BEGIN
         "check" := format('target of %s', p.name);
         ok := EXISTS (SELECT FROM pg_class WHERE oid = p.target);
         detail := p.target::text;
-        hint := CASE WHEN NOT ok THEN format('The table was dropped: SELECT ingest.drop_pipeline(%L); and create it again.', p.name) END;
+        hint := CASE WHEN NOT ok THEN format('The table was dropped. Create another pipeline; UPDATE ingest.documents SET pipeline = ''<the other>'' '
+                                             'WHERE pipeline = %1$L; then SELECT ingest.drop_pipeline(%1$L);', p.name) END;
         RETURN NEXT;
     END LOOP;
 
@@ -278,10 +283,22 @@ BEGIN
     END LOOP;
 
     -- That no worker runs is said above.
-    FOR p IN SELECT * FROM ingest.progress g WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem LOOP
+    FOR p IN
+        SELECT g.*, h.heir FROM ingest.progress g
+        -- REASSIGN OWNED gives the target to another role, and not the pipeline.
+        LEFT JOIN LATERAL (
+            SELECT c.relowner::regrole::text AS heir FROM ingest.pipelines l JOIN pg_class c ON c.oid = l.target
+            WHERE l.name = g.pipeline AND c.relowner <> l.owner::oid
+              AND (NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = l.owner::oid)
+                   OR NOT has_table_privilege(l.owner::oid, c.oid, 'INSERT') OR NOT has_table_privilege(l.owner::oid, c.oid, 'DELETE'))
+        ) AS h ON true
+        WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem
+    LOOP
         "check" := format('state of %s', p.pipeline); ok := p.state <> 'blocked';
         detail := p.state || coalesce(': ' || p.last_error, '');
-        hint := format('SELECT ingest.resume(%L);', p.pipeline);
+        hint := CASE WHEN p.state = 'blocked' AND p.heir IS NOT NULL
+                     THEN format('Its target belongs to %s, who gets the pipeline, too, by SELECT ingest.set_owner(%L, %L); ', p.heir, p.pipeline, p.heir)
+                          || 'then ' ELSE '' END || format('SELECT ingest.resume(%L);', p.pipeline);
         RETURN NEXT;
     END LOOP;
 

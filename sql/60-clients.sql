@@ -9,6 +9,11 @@ CREATE FUNCTION ingest.text_search_of(layout text, language text) RETURNS text
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'text_search_of_wrapper';
 COMMENT ON FUNCTION ingest.text_search_of(text, text) IS 'The tsvector of a chunk, as SQL over its row, as the full-text index on a target has it';
 
+CREATE FUNCTION ingest.refuse_strange(pipeline text, target regclass, layout text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'refuse_strange_wrapper';
+COMMENT ON FUNCTION ingest.refuse_strange(text, regclass, text)
+    IS 'Raises an error where reading a target would run code of its owner: it is a view by now, or a column has a type of somebody''s own';
+
 CREATE FUNCTION ingest.searched(pipeline text)
 RETURNS TABLE (target regclass, layout text, dimensions int, language text, vector_type text, distance text,
                id text, key text, chunk_no text, content text, metadata text, filtered text, embedding text)
@@ -23,8 +28,10 @@ BEGIN
         FROM ingest.target_of(pipeline) AS t JOIN pg_class r ON r.oid = t.target CROSS JOIN ingest.columns_of(t.layout) AS c;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the target table of pipeline % was dropped', quote_literal(searched.pipeline) USING ERRCODE = 'undefined_table',
-            HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', searched.pipeline);
+            HINT = format('Create another pipeline; UPDATE ingest.documents SET pipeline = ''<the other>'' WHERE pipeline = %1$L; then SELECT '
+                          'ingest.drop_pipeline(%1$L);', searched.pipeline);
     END IF;
+    PERFORM ingest.refuse_strange(searched.pipeline, t.target, t.layout) FROM ingest.target_of(searched.pipeline) AS t;
 END $$;
 COMMENT ON FUNCTION ingest.searched(text) IS 'Where the pipeline of this name keeps its chunks, and what a query over them is written with; an error when there is nothing to search';
 
@@ -60,6 +67,22 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION ingest.restore_scan(text[]) IS 'Puts back what widen_scan() changed';
 
+-- By an index only ef_search rows, hnsw.max_scan_tuples or the lists probed are looked at; of these a filter or a policy may leave
+-- fewer than k. Then all rows are compared one by one, which takes no memory that grows with the table, as a longer scan of
+-- the index does.
+CREATE FUNCTION ingest.nearest(chunk text, target text, condition text, k text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format(
+        'WITH by_index AS MATERIALIZED ('
+        '    SELECT %1$s FROM %2$s AS c WHERE %3$s ORDER BY distance LIMIT %4$s'
+        '), one_by_one AS ('
+        '    SELECT r.* FROM (SELECT %1$s FROM %2$s AS c WHERE (%3$s) AND (SELECT count(*) FROM by_index) < %4$s) AS r'
+        '    ORDER BY r.distance + 0 LIMIT %4$s'
+        ') SELECT * FROM by_index WHERE (SELECT count(*) FROM by_index) >= %4$s UNION ALL TABLE one_by_one',
+        chunk, target, condition, k)
+$$;
+COMMENT ON FUNCTION ingest.nearest(text, text, text, text) IS 'The query for the k chunks of a target that are nearest, among those of a condition; the last column of chunk is called distance';
+
 -- Reciprocal rank fusion as in the Supabase guide on hybrid search: of two lists of 2k chunks, each gives its n-th chunk
 -- weight / (rrf_k + n). (The guide's lists end at 60.)
 CREATE FUNCTION ingest.hybrid_search(
@@ -71,6 +94,7 @@ DECLARE
     t record;
     vector real[];
     before text[];
+    identity text;
     chunk text;
 BEGIN
     PERFORM ingest.check_k(k);
@@ -84,23 +108,26 @@ BEGIN
     vector := ingest.embed_for_search(query, pipeline);
     SELECT * INTO t FROM ingest.searched(pipeline);
     before := ingest.widen_scan(2 * k::bigint, filter IS NOT NULL);
-    chunk := format('SELECT %s AS id, %s AS key, %s AS chunk_no, %s AS content, %s AS metadata, %s %s $1::%s AS distance',
-                    t.id, t.key, t.chunk_no, t.content, t.metadata, t.embedding, t.distance, t.vector_type);
+    -- In a table that somebody else made several chunks may have the same key and place, or none.
+    SELECT CASE r.relkind WHEN 'f' THEN t.id ELSE 'c.tableoid::text || c.ctid::text' END INTO identity FROM pg_class r WHERE r.oid = t.target;
+    chunk := format('%s AS itself, %s AS id, %s AS key, %s AS chunk_no, %s AS content, %s AS metadata, %s %s $1::%s AS distance',
+                    identity, t.id, t.key, t.chunk_no, t.content, t.metadata, t.embedding, t.distance, t.vector_type);
     RETURN QUERY EXECUTE format(
         'WITH near AS ('
-        '    %1$s, 0::real AS rank FROM %2$s AS c WHERE $3 IS NULL OR %3$s @> $3 ORDER BY distance LIMIT $4'
+        '    SELECT n.*, 0::real AS rank FROM (%6$s) AS n'
         '), matching AS ('
-        '    %1$s, ts_rank_cd(%4$s, websearch_to_tsquery(%5$L::regconfig, $2)) AS rank FROM %2$s AS c'
+        '    SELECT %1$s, ts_rank_cd(%4$s, websearch_to_tsquery(%5$L::regconfig, $2)) AS rank FROM %2$s AS c'
         '    WHERE %4$s @@ websearch_to_tsquery(%5$L::regconfig, $2) AND ($3 IS NULL OR %3$s @> $3) ORDER BY rank DESC, id LIMIT $4'
         '), places AS ('
         '    SELECT n.*, $6 / ($7 + row_number() OVER (ORDER BY n.distance, n.id)) AS part FROM near AS n UNION ALL'
         '    SELECT m.*, $5 / ($7 + row_number() OVER (ORDER BY m.rank DESC, m.id)) FROM matching AS m'
         '), fused AS ('
         '    SELECT p.*, sum(p.part) OVER same AS score, row_number() OVER same AS copy FROM places AS p'
-        '    WINDOW same AS (PARTITION BY p.id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)'
+        '    WINDOW same AS (PARTITION BY p.itself ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)'
         ') SELECT f.key, f.chunk_no, f.content, f.metadata, 1 - f.distance, f.score FROM fused AS f WHERE f.copy = 1'
         '  ORDER BY f.score DESC, f.distance, f.id LIMIT $8',
-        chunk, t.target, t.filtered, ingest.text_search_of(t.layout, t.language), t.language)
+        chunk, t.target, t.filtered, ingest.text_search_of(t.layout, t.language), t.language,
+        ingest.nearest(chunk, t.target::text, format('$3 IS NULL OR %s @> $3', t.filtered), '$4'))
         USING vector, query, filter, 2 * k::bigint, full_text_weight, semantic_weight, rrf_k, k;
     PERFORM ingest.restore_scan(before);
 END $$;
@@ -118,6 +145,8 @@ DECLARE
     table_name text;
     id_column record;
     present record;
+    signature text;
+    given text;
 BEGIN
     IF pipeline IS NULL OR function_name IS NULL THEN
         RAISE EXCEPTION 'create_match_function() needs the name of a pipeline and of a function' USING ERRCODE = 'null_value_not_allowed';
@@ -142,15 +171,16 @@ BEGIN
     END IF;
 
     -- PostgREST cannot choose between functions of one name.
-    SELECT f.oid::regprocedure AS signature, coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
-           f.proallargtypes[5] = id_column.type::regtype AS same
+    SELECT f.oid::regprocedure AS signature, pg_get_userbyid(f.proowner) = current_user
+               AND coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
+           f.proallargtypes[5] = id_column.type::regtype AS same, f.proowner, coalesce(f.proacl, acldefault('f', f.proowner)) AS acl
     INTO present
     FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
     WHERE n.nspname = parts[1] AND f.proname = parts[2]
     ORDER BY ours LIMIT 1;
     IF FOUND AND NOT present.ours THEN
         RAISE EXCEPTION 'function % already exists', qualified USING ERRCODE = 'duplicate_function',
-            DETAIL = format('There is %s, which pg_ingest did not make.', present.signature),
+            DETAIL = format('There is %s, which pg_ingest did not make for role %I.', present.signature, current_user),
             HINT = format('Give another function_name, or DROP FUNCTION %s;', present.signature);
     ELSIF FOUND AND NOT present.same THEN
         EXECUTE format('DROP FUNCTION %s', present.signature);
@@ -169,20 +199,38 @@ BEGIN
         CASE WHEN current_setting('hnsw.iterative_scan', true) IS NOT NULL THEN 'SET hnsw.iterative_scan = strict_order' END,
         format(E'\nBEGIN\n'
                '    RETURN QUERY SELECT m.id, m.content, m.metadata, 1 - m.distance FROM (\n'
-               '        SELECT %1$s AS id, %2$s AS content, %3$s AS metadata, %5$s %6$s $1::%7$s AS distance\n'
-               '        FROM %8$s AS c\n'
-               '        WHERE coalesce($3, %9$L) = %9$L OR %4$s @> $3\n'
-               '        ORDER BY %5$s %6$s $1::%7$s\n'
-               '        LIMIT coalesce($2, 1000)\n'
+               '        %s\n'
                '    ) AS m\n'
                '    WHERE $4 IS NULL OR 1 - m.distance > $4\n'
                '    ORDER BY m.distance;\n'
                'END ',
-               id_column.value, t.content, t.metadata, t.filtered, t.embedding, t.distance, t.vector_type, table_name, '{}'));
+               ingest.nearest(format('%s AS id, %s AS content, %s AS metadata, %s %s $1::%s AS distance', id_column.value, t.content,
+                                     t.metadata, t.embedding, t.distance, t.vector_type),
+                              table_name, format('coalesce($3, %1$L) = %1$L OR %2$s @> $3', '{}', t.filtered), 'coalesce($2, 1000)')));
     EXECUTE format('COMMENT ON FUNCTION %s(%s.vector, integer, jsonb, double precision) IS %L', qualified, vectors,
                    marker || format('the chunks of pipeline %L nearest to query_embedding, match_count of them (1000 when null), among those '
                                     'whose metadata contains filter, more similar than match_threshold if given. Runs with its '
                                     'caller''s rights: call it who may SELECT from %s and use its schema', pipeline, table_name));
+    -- Who could call the one that was dropped can call this one, and nobody else.
+    IF NOT present.same THEN
+        signature := format('%s(%s.vector, integer, jsonb, double precision)', qualified, vectors);
+        FOR given IN
+            SELECT s.statement FROM (
+                SELECT 1, format('REVOKE ALL ON FUNCTION %s FROM %s', signature,
+                                 CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
+                FROM pg_proc f, aclexplode(coalesce(f.proacl, acldefault('f', f.proowner))) a
+                WHERE f.oid = signature::regprocedure AND a.grantee <> f.proowner
+                UNION ALL
+                SELECT 2, format('GRANT EXECUTE ON FUNCTION %s TO %s%s', signature,
+                                 CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+                                 CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
+                FROM aclexplode(present.acl) a WHERE a.grantee <> present.proowner
+            ) AS s(step, statement)
+            ORDER BY s.step
+        LOOP
+            EXECUTE given;
+        END LOOP;
+    END IF;
 END $$;
 COMMENT ON FUNCTION ingest.create_match_function(text, text)
     IS 'Makes, or makes anew, the function that supabase-js and LangChain call through PostgREST (query_embedding, match_count, filter, match_threshold). It lends nobody rights: who calls it must be allowed to SELECT from the target';

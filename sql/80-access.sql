@@ -25,26 +25,34 @@ CREATE POLICY own_pipelines ON ingest.failures FOR SELECT
     USING (pipeline = ANY ((SELECT ingest.visible_names())::text[]));
 COMMENT ON POLICY own_pipelines ON ingest.failures IS 'Failures of pipelines that the role owns or was granted';
 
--- Default privileges may have given other roles rights on all that was made above.
+-- Default privileges may have given other roles rights on all that was made above, and on the schema if this transaction made it.
 DO $$
 DECLARE
     given text;
 BEGIN
     FOR given IN
-        WITH object (kind, name, acl, owner) AS (
-            SELECT 'SCHEMA', 'ingest', n.nspacl, n.nspowner FROM pg_namespace n WHERE n.nspname = 'ingest'
-            UNION ALL
-            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text, c.relacl, c.relowner
-            FROM pg_class c WHERE c.relnamespace = 'ingest'::regnamespace AND c.relkind IN ('r', 'v', 'S')
-            UNION ALL
-            SELECT 'FUNCTION', f.oid::regprocedure::text, f.proacl, f.proowner
-            FROM pg_proc f WHERE f.pronamespace = 'ingest'::regnamespace
+        WITH member AS (
+            SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+        ), given (kind, name, owner, grantee) AS (
+            SELECT 'SCHEMA', 'ingest', n.nspowner, a.grantee
+            FROM pg_namespace n, aclexplode(n.nspacl) a
+            JOIN (SELECT t.defaclrole, g.* FROM pg_default_acl t, aclexplode(t.defaclacl) g WHERE t.defaclobjtype = 'n') AS t
+                USING (grantee, privilege_type)
+            WHERE n.nspname = 'ingest' AND n.nspowner = t.defaclrole AND age(n.xmin) <= 0
+            UNION
+            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text, c.relowner, a.grantee
+            FROM member m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid, aclexplode(c.relacl) a
+            WHERE c.relkind IN ('r', 'v', 'S')
+            UNION
+            -- What everybody may execute is said where the function is defined.
+            SELECT 'ROUTINE', f.oid::regprocedure::text, f.proowner, a.grantee
+            FROM member m JOIN pg_proc f ON m.classid = 'pg_proc'::regclass AND f.oid = m.objid, aclexplode(f.proacl) a
+            WHERE a.grantee <> 0
         )
-        -- What everybody may execute is said where the function is defined.
-        SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', o.kind, o.name,
-                               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
-        FROM object o, aclexplode(o.acl) a
-        WHERE a.grantee <> o.owner AND (a.grantee <> 0 OR o.kind <> 'FUNCTION')
+        SELECT format('REVOKE ALL ON %s %s FROM %s CASCADE', g.kind, g.name,
+                      CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END)
+        FROM given g WHERE g.grantee <> g.owner
     LOOP
         EXECUTE given;
     END LOOP;
@@ -54,4 +62,4 @@ END $$;
 GRANT SELECT, DELETE, INSERT (id, pipeline, key, content, metadata, created_at, updated_at),
     UPDATE (id, pipeline, key, content, metadata, created_at, updated_at) ON ingest.documents TO PUBLIC;
 GRANT SELECT ON ingest.failures, ingest.progress, ingest.rebuilds, ingest.watches, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
-    ingest.visible_limits TO PUBLIC;
+    ingest.visible_limits, ingest.claims, ingest.pending TO PUBLIC;

@@ -9,9 +9,33 @@ use embedder::remote::Endpoint;
 use embedder::{AllowedHosts, EmbedError, ErrorClass, Secret};
 use pgrx::prelude::*;
 
+use crate::api::definition::owned_pipelines;
 use crate::errors::OrRaise;
+use crate::installed::{Installed, installed};
 use crate::owner::ActingAs;
 use crate::{reading, settings};
+
+/// What stands before an error about a pipeline's host or key. The view `ingest.progress_of_all` knows it, too: what follows is
+/// for the owner alone to read.
+const UNUSABLE: &str = "the host or key of the pipeline cannot be used";
+
+/// An error about a pipeline's host or key, to be kept where others than its owner may come by it.
+pub fn marked(error: EmbedError) -> EmbedError {
+    EmbedError {
+        message: format!("{UNUSABLE}: {}", error.message),
+        ..error
+    }
+}
+
+/// Whether an error was [`marked`].
+pub fn is_for_the_owner(message: &str) -> bool {
+    message.starts_with(UNUSABLE)
+}
+
+/// What others than the owner are told instead.
+pub fn told_to_others() -> String {
+    format!("{UNUSABLE}: its owner can see why")
+}
 
 /// Why something is not allowed.
 pub struct Denied {
@@ -43,7 +67,7 @@ pub fn check(
                     .into(),
         })?
         .allows(endpoint);
-    let host = endpoint.host();
+    let host = AllowedHosts::entry_for(endpoint);
     // The command replaces the whole setting.
     let longer = match list.trim() {
         "" => host.clone(),
@@ -83,6 +107,10 @@ pub fn sees_everything() -> bool {
 
 /// The pipelines that the current user owns or was granted, all when row security does not apply to it.
 pub fn visible_pipelines() -> Vec<i32> {
+    // The SQL of 0.1.0 grants none, and asks all the same.
+    if let Installed::Other(_) = installed() {
+        return owned_pipelines();
+    }
     reading::one(
         "SELECT coalesce(pg_catalog.array_agg(pipeline_id), '{}') FROM ingest.visible_pipelines",
         &[],

@@ -1,21 +1,24 @@
 //! `COPY ingest.documents FROM`, for roles that row security applies to. Postgres refuses it where there are policies, since COPY
 //! knows none; so the rows go into a temporary table first, and from there by INSERT. All of it with the role's own rights.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString, c_char};
 
 use pgrx::prelude::*;
 
 use crate::errors::{OrRaise, UserError};
+use crate::reading::{self, refuse_if_read_only};
 
 /// Where the rows go first.
 const STATION: &CStr = c"pg_ingest_copy_in_progress";
 
-/// A COPY whose rows go elsewhere first.
+/// A COPY whose rows go elsewhere first. Its texts lie where the copy of the statement lies, so that nothing is to be dropped when
+/// it fails.
+#[derive(Clone, Copy)]
 pub struct Diverted {
     statement: *mut pg_sys::PlannedStmt,
-    columns: String,
-    /// Columns of the rows that are the extension's to fill.
-    others: Option<String>,
+    columns: *const c_char,
+    /// Columns of the rows that are the extension's to fill, or null.
+    others: *const c_char,
 }
 
 impl Diverted {
@@ -29,6 +32,8 @@ impl Diverted {
             if !is_refused((*statement).utilityStmt) {
                 return None;
             }
+            refuse_if_read_only(c"COPY FROM");
+            require_temporary_tables();
             let statement: *mut pg_sys::PlannedStmt =
                 pg_sys::copyObjectImpl(statement.cast()).cast();
             let copy: *mut pg_sys::CopyStmt = (*statement).utilityStmt.cast();
@@ -47,10 +52,14 @@ impl Diverted {
             .or_raise();
             (*(*copy).relation).schemaname = pg_sys::pstrdup(c"pg_temp".as_ptr());
             (*(*copy).relation).relname = pg_sys::pstrdup(STATION.as_ptr());
+            let kept = |text: String| {
+                let text = CString::new(text).unwrap_or_default();
+                pg_sys::pstrdup(text.as_ptr()).cast_const()
+            };
             Some(Self {
                 statement,
-                columns,
-                others,
+                columns: kept(columns),
+                others: others.map_or(std::ptr::null(), kept),
             })
         }
     }
@@ -62,11 +71,19 @@ impl Diverted {
 
     /// After it: the rows go where they were meant to.
     pub fn finish(self) {
-        // SAFETY: between two statements of a transaction, so that the rows are seen.
-        unsafe { pg_sys::CommandCounterIncrement() };
-        let (columns, station) = (self.columns, STATION.to_string_lossy());
-        if let Some(others) = &self.others {
-            refuse_filled(others, &station);
+        // SAFETY: between two statements of a transaction, so that the rows are seen; the texts are C strings that live as long as
+        // the statement.
+        let (columns, others) = unsafe {
+            pg_sys::CommandCounterIncrement();
+            let text = |text: *const c_char| CStr::from_ptr(text).to_string_lossy();
+            (
+                text(self.columns),
+                (!self.others.is_null()).then(|| text(self.others)),
+            )
+        };
+        let station = STATION.to_string_lossy();
+        if let Some(others) = others {
+            refuse_filled(&others, &station);
         }
         Spi::run(&format!(
             "INSERT INTO ingest.documents ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM pg_temp.{station}"
@@ -103,6 +120,26 @@ unsafe fn is_refused(node: *mut pg_sys::Node) -> bool {
             && target == documents
             && pg_sys::check_enable_rls(documents, pg_sys::InvalidOid, true)
                 == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+    }
+}
+
+/// Raises `42501` when the current user may not create them.
+fn require_temporary_tables() {
+    let (allowed, grant) = reading::two::<bool, String>(
+        "SELECT pg_catalog.has_database_privilege(d.name, 'TEMPORARY'),
+                pg_catalog.format('GRANT TEMPORARY ON DATABASE %I TO %I;', d.name, CURRENT_USER)
+         FROM (SELECT pg_catalog.current_database() AS name) AS d",
+        &[],
+    )
+    .or_raise();
+    if allowed != Some(true) {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "permission denied for COPY to ingest.documents",
+        )
+        .detail("Where row security applies, its rows take the way through a temporary table, which the role may not create.")
+        .hint(format!("{} Or INSERT the documents.", grant.unwrap_or_default()))
+        .raise();
     }
 }
 

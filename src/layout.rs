@@ -59,16 +59,27 @@ const CHUNKS: Columns = Columns {
     filtered: "c.metadata",
     embedding: "c.embedding",
     found_by: "c.document_key",
-    is_ours: "true",
+    is_ours: "c.document_key IS NOT NULL",
 };
+
+/// The text of a node that LlamaIndex itself wrote (`node_to_metadata_dict`), which is nowhere else. What others call `_node_content`
+/// need be no JSON, and must not make a search fail: only a text of which nothing but a string that jsonb takes is left is parsed.
+macro_rules! node_text {
+    () => {
+        r#"(substring(c.metadata ->> '_node_content' FROM E'"text": ?("(?:[^"\\\\\\u0001-\\u001f]|\\\\["\\\\/bfnrt]|\\\\u(?!0000|d[89a-f])[0-9a-f]{4}|\\\\ud[89ab][0-9a-f]{2}\\\\ud[c-f][0-9a-f]{2})*")'))::jsonb #>> '{}'"#
+    };
+}
 
 const VECS: Columns = Columns {
     id: "c.id",
     key: "coalesce(c.metadata ->> 'doc_id', c.id)",
     chunk_no: "(c.metadata ->> '_chunk_no')::int",
-    content: "c.metadata ->> 'text'",
+    content: concat!("coalesce(c.metadata ->> 'text', ", node_text!(), ")"),
     tokens: "(c.metadata ->> '_tokens')::int",
-    metadata: "coalesce((c.metadata ->> '_node_content')::jsonb -> 'metadata', c.metadata)",
+    metadata: "CASE WHEN c.metadata ? '_chunk_no' THEN coalesce((c.metadata ->> '_node_content')::jsonb -> 'metadata', c.metadata)
+                    WHEN jsonb_typeof(c.metadata) = 'object' AND c.metadata ? '_node_type'
+                    THEN c.metadata - '{_node_content,_node_type,doc_id,document_id,ref_doc_id}'::text[]
+                    ELSE c.metadata END",
     filtered: "c.metadata",
     embedding: "c.vec",
     found_by: "c.metadata ->> 'doc_id'",
@@ -402,24 +413,40 @@ impl Layout {
         }
     }
 
-    /// Gives the chunks of the documents with the keys `$1` the metadata `$2` (`text[]`). A foreign table's server is told which
-    /// rows these are: else it would send, and lock, all that it has. Elsewhere that would make the join slow.
-    pub fn replace_metadata(self, table: &str, is_foreign: bool) -> String {
+    /// Gives the chunks of the documents with the keys `$1` the metadata `$2` (`text[]`).
+    pub fn replace_metadata(self, table: &str) -> String {
         let columns = self.columns();
-        let metadata = match self {
-            Self::Chunks => "u.metadata::jsonb".into(),
-            Self::Vecs => vecs_metadata(columns, "u.metadata"),
-        };
-        let there = match is_foreign {
-            true => format!("{} = ANY ($1::text[]) AND", columns.found_by),
-            false => String::new(),
-        };
         format!(
-            "UPDATE {table} AS c SET metadata = {metadata}
+            "UPDATE {table} AS c SET metadata = {}
              FROM unnest($1::text[], $2::text[]) AS u(key, metadata)
-             WHERE {there} {} = u.key AND {}",
-            columns.found_by, columns.is_ours
+             WHERE {} = u.key AND {}",
+            self.metadata("u.metadata"),
+            columns.found_by,
+            columns.is_ours
         )
+    }
+
+    /// Gives the chunks of the document with the key `$1` this metadata, as its own statement on a foreign table. postgres_fdw hands
+    /// this one on as it is; of one with a join it would fetch all rows, lock them, and find them again by their place in their
+    /// table, which rows of several partitions over there have in common.
+    pub fn replace_metadata_of_one(self, table: &str, metadata: Option<&str>) -> String {
+        let columns = self.columns();
+        // Written out: a text that is cast at run time would not be handed on.
+        let given = metadata.map_or("NULL".into(), quote_literal);
+        format!(
+            "UPDATE {table} AS c SET metadata = {} WHERE {} = $1 AND {}",
+            self.metadata(&format!("{given}::jsonb")),
+            columns.found_by,
+            columns.is_ours
+        )
+    }
+
+    /// The metadata of a chunk `c` whose document has this metadata, as SQL.
+    fn metadata(self, given: &str) -> String {
+        match self {
+            Self::Chunks => format!("{given}::jsonb"),
+            Self::Vecs => vecs_metadata(self.columns(), given),
+        }
     }
 }
 

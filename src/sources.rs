@@ -1,6 +1,6 @@
 //! Watched tables: how their rows are read, as the owner of the pipeline, in a security-restricted context.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
@@ -8,16 +8,16 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 
 use crate::errors::UserError;
-use crate::owner::ActingAs;
+use crate::owner::{ActingAs, stranger};
 
 /// What every message about a watched table begins with, so that a pipeline that is blocked for one is known.
 pub const SUBJECT: &str = "the watched table";
 /// Longest time that the rows of one transaction are read for; a single row's expressions may take no longer either.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// What catches its cancellation is cancelled again so often.
-const INSISTENCE: Duration = Duration::from_secs(1);
-/// And then the process ends.
-const LIMIT: Duration = Duration::from_secs(15);
+
+/// Why a superuser's pipeline does not read a table of others.
+pub const NOT_WITH_ALL_RIGHTS: &str = "What its owner puts there, such as a type with a cast, would run with the rights of the pipeline's \
+     owner, a superuser: give the pipeline to that role with ingest.set_owner().";
 
 /// A watched table, with the statements that read it.
 #[derive(Clone)]
@@ -32,6 +32,8 @@ pub struct Source {
     pub table: Option<String>,
     /// The statements; `None` without a primary key.
     pub statements: Option<Statements>,
+    /// The role that it belongs to, where nothing of that one's is run as the pipeline's owner.
+    pub stranger: Option<String>,
 }
 
 /// SQL that the pipeline's owner runs.
@@ -75,12 +77,24 @@ impl Source {
             }),
             _ => None,
         };
+        let owner = row.get_by_name("owner")?.unwrap_or(pg_sys::InvalidOid);
+        let pipeline = row.get_by_name("pipeline_id")?.unwrap_or_default();
+        let table = text("source")?;
+        let source = client
+            .update(
+                "SELECT source::oid FROM ingest.watch WHERE watch_id = $1",
+                None,
+                &[watch.into()],
+            )?
+            .first()
+            .get_one::<pg_sys::Oid>()?;
         Ok(Some(Self {
             watch,
-            pipeline: row.get_by_name("pipeline_id")?.unwrap_or_default(),
-            owner: row.get_by_name("owner")?.unwrap_or(pg_sys::InvalidOid),
-            table: text("source")?,
+            pipeline,
+            owner,
+            table,
             statements,
+            stranger: source.and_then(|source| stranger(source, owner)),
         }))
     }
 
@@ -123,6 +137,14 @@ impl Source {
         &self,
         run: impl FnOnce() -> Result<SpiTupleTable<'conn>, pgrx::spi::Error>,
     ) -> Result<SpiTupleTable<'conn>, pgrx::spi::Error> {
+        if let Some(stranger) = &self.stranger {
+            UserError::new(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("it belongs to role {stranger}"),
+            )
+            .detail(NOT_WITH_ALL_RIGHTS)
+            .raise();
+        }
         let _acting = ActingAs::new(self.owner);
         run()
     }
@@ -182,19 +204,11 @@ impl Place {
 
 thread_local! {
     static PLACE: RefCell<Option<Place>> = const { RefCell::new(None) };
-    static IMPATIENT_SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Where reading was when the last transaction failed; `None` when that had another cause.
 pub fn take_place() -> Option<Place> {
     PLACE.take()
-}
-
-/// Whether this process ends because what it reads cannot be interrupted.
-pub fn is_stuck() -> bool {
-    IMPATIENT_SINCE
-        .get()
-        .is_some_and(|since| since.elapsed() >= LIMIT)
 }
 
 /// Whether a statement that began then and failed with this was cancelled for taking too long.
@@ -219,56 +233,4 @@ pub fn reading<R>(
     let read = read();
     PLACE.take();
     read
-}
-
-/// While it lives, statements are cancelled after [`PATIENCE`], again and again; one that catches every cancellation takes
-/// the process along.
-pub struct Impatience([Option<libc::timer_t>; 2]);
-
-impl Impatience {
-    /// From now on; in a worker, whose statements have no timeout otherwise.
-    pub fn new() -> Self {
-        IMPATIENT_SINCE.set(Some(Instant::now()));
-        Self([
-            timer(libc::SIGINT, PATIENCE, INSISTENCE),
-            timer(libc::SIGTERM, LIMIT, Duration::ZERO),
-        ])
-    }
-}
-
-impl Drop for Impatience {
-    fn drop(&mut self) {
-        IMPATIENT_SINCE.set(None);
-        for timer in self.0.iter().flatten() {
-            // SAFETY: made by `timer`, and deleted once.
-            unsafe { libc::timer_delete(*timer) };
-        }
-        // SAFETY: a flag of the signal's handler, on the main thread: what was to be cancelled is over.
-        unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0) };
-    }
-}
-
-/// Sends this process a signal after a while, and then each time that `again` has passed. The handlers of both signals are
-/// Postgres's own, and threads other than the main one block them.
-fn timer(signal: libc::c_int, after: Duration, again: Duration) -> Option<libc::timer_t> {
-    let time = |duration: Duration| libc::timespec {
-        tv_sec: duration.as_secs() as libc::time_t,
-        tv_nsec: 0,
-    };
-    // SAFETY: zeros are a valid sigevent; all pointers are to this frame.
-    unsafe {
-        let mut event: libc::sigevent = std::mem::zeroed();
-        event.sigev_notify = libc::SIGEV_SIGNAL;
-        event.sigev_signo = signal;
-        let mut timer = std::mem::zeroed();
-        if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) != 0 {
-            return None;
-        }
-        let times = libc::itimerspec {
-            it_interval: time(again),
-            it_value: time(after),
-        };
-        libc::timer_settime(timer, 0, &times, std::ptr::null_mut());
-        Some(timer)
-    }
 }

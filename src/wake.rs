@@ -5,9 +5,11 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use pgrx::pg_sys::panic::pgrx_extern_c_guard as guarded;
 use pgrx::prelude::*;
 
 use crate::copying::Diverted;
+use crate::errors::UserError;
 use crate::shmem;
 
 /// A worker that has not left by then is inside a long statement, such as building an index: it is cancelled.
@@ -23,6 +25,8 @@ thread_local! {
     static EXIT_REGISTERED: Cell<bool> = const { Cell::new(false) };
     /// This database, while a transaction drops the extension in it.
     static DROPPING: RefCell<Option<Vacated>> = const { RefCell::new(None) };
+    /// The database that the present statement has to itself.
+    static VACATED: RefCell<Option<Vacated>> = const { RefCell::new(None) };
 }
 
 static mut PREVIOUS_UTILITY_HOOK: pg_sys::ProcessUtility_hook_type = None;
@@ -68,6 +72,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
             | pg_sys::XactEvent::XACT_EVENT_PREPARE
     ) {
         DROPPING.take();
+        VACATED.take();
     }
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
@@ -126,7 +131,7 @@ impl Vacated {
             pgrx::check_for_interrupts!();
             std::thread::sleep(Duration::from_millis(2));
             if Instant::now() > impatient {
-                cancel_workers(shared, database);
+                cancel_workers(shared, database, |_| true);
                 impatient = deadline;
             }
         }
@@ -134,9 +139,24 @@ impl Vacated {
     }
 }
 
-/// Cancels what the workers of a database are doing; they leave afterwards.
-fn cancel_workers(shared: &shmem::Shared, database: pg_sys::Oid) {
-    for (_, slot) in shared.workers_of(database) {
+/// Cancels what the workers of this database are doing that build an index.
+pub fn cancel_index_builds() {
+    // SAFETY: a plain global, set when the backend connected.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    if let Some(shared) = shmem::get() {
+        cancel_workers(shared, database, |slot| {
+            slot.state.load(Ordering::SeqCst) == shmem::WorkerState::BuildingIndex as u8
+        });
+    }
+}
+
+/// Cancels what workers of a database are doing.
+fn cancel_workers(
+    shared: &shmem::Shared,
+    database: pg_sys::Oid,
+    which: impl Fn(&shmem::WorkerSlot) -> bool,
+) {
+    for (_, slot) in shared.workers_of(database).filter(|(_, slot)| which(slot)) {
         let pid = slot.pid.load(Ordering::SeqCst);
         if pid > 0 {
             // SAFETY: no pointers; the process is one of this server's, and treats the signal as a cancel.
@@ -162,7 +182,26 @@ impl Drop for Vacated {
     }
 }
 
-#[pg_guard]
+/// The server's own function without pgrx's wrapper around it, which would catch an error and raise another one that lacks some
+/// of what the first told: the constraint, the line of a COPY, the position, SQLSTATEs of users' own.
+mod raw {
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        #[allow(clippy::too_many_arguments)]
+        pub fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            query: *const std::ffi::c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            dest: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+}
+
 #[allow(clippy::too_many_arguments)]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -174,78 +213,182 @@ unsafe extern "C-unwind" fn process_utility(
     dest: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: Postgres passes a planned utility statement; its node tag says what it is.
-    if unsafe { drops_extension((*statement).utilityStmt) } {
-        // Until the transaction ends: a worker that came back earlier would wait for the locks of the drop, or it for
-        // the worker's.
-        // SAFETY: a plain global.
-        let database = unsafe { pg_sys::MyDatabaseId };
-        if DROPPING.with_borrow(|dropping| dropping.is_none()) {
-            DROPPING.replace(Vacated::new(database));
-        }
-    }
-    // SAFETY: as above.
-    let (vacated, tells, changes_databases, updates_extension) = unsafe {
-        let node = (*statement).utilityStmt;
-        (
-            database_to_vacate(node).and_then(Vacated::new),
-            tells(node),
-            matches!(
-                (*node).type_,
-                pg_sys::NodeTag::T_CreatedbStmt | pg_sys::NodeTag::T_AlterDatabaseStmt
-            ),
-            (*node).type_ == pg_sys::NodeTag::T_AlterExtensionStmt,
-        )
+    // SAFETY: Postgres passes a planned utility statement.
+    let running = unsafe { guarded(|| Running::begin(statement)) };
+    let run = match unsafe { PREVIOUS_UTILITY_HOOK } {
+        Some(previous) => previous,
+        None => raw::standard_ProcessUtility,
     };
-    // SAFETY: as above.
-    let diverted = unsafe { Diverted::new(statement) };
-    let statement = diverted.as_ref().map_or(statement, Diverted::statement);
-    // An error unwinds through this frame, and `vacated` is dropped on its way.
-    // SAFETY: the arguments are handed on as they came.
+    // SAFETY: the arguments are handed on as they came. An error of the statement leaves by longjmp, past this frame, in which
+    // nothing is to be dropped: what has begun for the statement ends with its transaction.
     unsafe {
-        match PREVIOUS_UTILITY_HOOK {
-            Some(previous) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                previous(
-                    statement,
-                    query,
-                    read_only_tree,
-                    context,
-                    params,
-                    environment,
-                    dest,
-                    completion,
-                )
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                statement,
-                query,
-                read_only_tree,
-                context,
-                params,
-                environment,
-                dest,
-                completion,
-            ),
+        run(
+            running.statement,
+            query,
+            read_only_tree,
+            context,
+            params,
+            environment,
+            dest,
+            completion,
+        );
+        guarded(|| running.end());
+    }
+}
+
+/// A utility statement, and what is done besides. Plain data: it is forgotten when the statement fails.
+#[derive(Clone, Copy)]
+struct Running {
+    /// The statement to run.
+    statement: *mut pg_sys::PlannedStmt,
+    diverted: Option<Diverted>,
+    locks: Option<LockedDocuments>,
+    tells: Tell,
+    changes_databases: bool,
+    updates_extension: bool,
+}
+
+impl Running {
+    /// # Safety
+    /// A planned utility statement.
+    unsafe fn begin(statement: *mut pg_sys::PlannedStmt) -> Self {
+        // SAFETY: the node's tag says what it is.
+        unsafe {
+            let node = (*statement).utilityStmt;
+            if drops_extension(node) && DROPPING.with_borrow(Option::is_none) {
+                // Until the transaction ends: a worker that came back earlier would wait for the locks of the drop, or it for
+                // the worker's.
+                DROPPING.replace(Vacated::new(pg_sys::MyDatabaseId));
+            }
+            if let Some(database) = database_to_vacate(node) {
+                VACATED.replace(Vacated::new(database));
+            }
+            let locks = LockedDocuments::new(node);
+            let diverted = Diverted::new(statement);
+            Self {
+                statement: diverted.map_or(statement, |diverted| diverted.statement()),
+                diverted,
+                locks,
+                tells: tells(node),
+                changes_databases: matches!(
+                    (*node).type_,
+                    pg_sys::NodeTag::T_CreatedbStmt | pg_sys::NodeTag::T_AlterDatabaseStmt
+                ),
+                updates_extension: (*node).type_ == pg_sys::NodeTag::T_AlterExtensionStmt,
+            }
         }
     }
-    drop(vacated);
-    if let Some(diverted) = diverted {
-        diverted.finish();
+
+    fn end(self) {
+        VACATED.take();
+        if let Some(locks) = self.locks {
+            locks.refuse_new();
+        }
+        if let Some(diverted) = self.diverted {
+            diverted.finish();
+        }
+        match self.tells {
+            Tell::Nobody => {}
+            Tell::Present => NUDGE_AT_COMMIT.set(true),
+            Tell::Started => at_commit(),
+            Tell::Reviewing => review_at_commit(),
+        }
+        if self.updates_extension {
+            // Workers look which release's SQL there is now.
+            review_at_commit();
+        }
+        if self.changes_databases {
+            // Its template may have had the extension, or it takes connections now.
+            DATABASES_CHANGED.set(true);
+        }
     }
-    match tells {
-        Tell::Nobody => {}
-        Tell::Present => NUDGE_AT_COMMIT.set(true),
-        Tell::Started => at_commit(),
-        Tell::Reviewing => review_at_commit(),
+}
+
+/// LOCK TABLE by a role that sees some documents only: who may delete a row of a table may lock all of it.
+#[derive(Clone, Copy)]
+struct LockedDocuments {
+    documents: pg_sys::Oid,
+    before: bool,
+}
+
+impl LockedDocuments {
+    /// Raises `42501` where `ingest.documents` is named, and would be kept from others.
+    unsafe fn new(node: *mut pg_sys::Node) -> Option<Self> {
+        // SAFETY: the tag tells the type of the node; its relations are a list of RangeVar, as the grammar makes it. The rest reads
+        // catalogs inside the statement's transaction.
+        unsafe {
+            if (*node).type_ != pg_sys::NodeTag::T_LockStmt {
+                return None;
+            }
+            let lock = node.cast::<pg_sys::LockStmt>();
+            if (*lock).mode <= pg_sys::RowExclusiveLock as i32 {
+                return None;
+            }
+            let schema = pg_sys::get_namespace_oid(c"ingest".as_ptr(), true);
+            let documents = pg_sys::get_relname_relid(c"documents".as_ptr(), schema);
+            let filtered = pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32;
+            if documents == pg_sys::InvalidOid
+                || pg_sys::get_extension_oid(c"pg_ingest".as_ptr(), true) == pg_sys::InvalidOid
+                || pg_sys::check_enable_rls(documents, pg_sys::InvalidOid, true) != filtered
+            {
+                return None;
+            }
+            let relations = (*lock).relations;
+            for index in 0..(*relations).length {
+                let relation = (*(*relations).elements.add(index as usize)).ptr_value;
+                let named = pg_sys::RangeVarGetRelidExtended(
+                    relation.cast(),
+                    pg_sys::NoLock as pg_sys::LOCKMODE,
+                    pg_sys::RVROption::RVR_MISSING_OK,
+                    None,
+                    std::ptr::null_mut(),
+                );
+                if named == documents {
+                    refuse_lock();
+                }
+            }
+            Some(Self {
+                documents,
+                before: is_locked(documents),
+            })
+        }
     }
-    if updates_extension {
-        // Workers look which release's SQL there is now.
-        review_at_commit();
+
+    /// The same where it was locked with a view.
+    fn refuse_new(self) {
+        // SAFETY: inside the statement's transaction.
+        if !self.before && unsafe { is_locked(self.documents) } {
+            refuse_lock();
+        }
     }
-    if changes_databases {
-        // Its template may have had the extension, or it takes connections now.
-        DATABASES_CHANGED.set(true);
+}
+
+/// Whether this transaction keeps others from writing to a table.
+unsafe fn is_locked(table: pg_sys::Oid) -> bool {
+    // SAFETY: a table that is there; it is opened and closed without a lock of its own.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(table);
+        if relation.is_null() {
+            return false;
+        }
+        let locked = pg_sys::CheckRelationLockedByMe(
+            relation,
+            pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE,
+            true,
+        );
+        pg_sys::RelationClose(relation);
+        locked
     }
+}
+
+fn refuse_lock() -> ! {
+    UserError::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        "permission denied to lock table ingest.documents",
+    )
+    .detail("It holds the documents of others, too, who would have to wait.")
+    .hint("LOCK TABLE ingest.documents IN ROW EXCLUSIVE MODE; is allowed, and SELECT … FOR UPDATE.")
+    .raise()
 }
 
 /// Who is to be told of a statement.

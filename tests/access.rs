@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use harness::roles::{Role, another, column, forbidden, refused, role, run};
+use harness::roles::{Role, another, column, forbidden, pipeline_owner, refused, role, run};
 use harness::*;
 
 /// Two roles, each with a pipeline of its own with two documents, one of them a failure. The second's documents speak of a
@@ -470,4 +470,52 @@ fn copy_and_dump_work_for_those_who_may() {
     let mut dump = db.cluster().program("pg_dump");
     let dump = db.cluster().run(dump.arg(db.name()));
     assert!(dump.contains("theirs good") && dump.contains("ours good"));
+}
+
+#[test]
+fn what_a_copy_cannot_do_it_says_of_the_copy() {
+    let db = Database::new();
+    let (owner, mut client) = pipeline_owner(&db, "");
+    let copy = "COPY ingest.documents (pipeline, content) FROM STDIN";
+    run(&mut client, "BEGIN READ ONLY");
+    let error = refused(&mut client, copy);
+    assert_eq!(
+        (error.code.as_str(), error.message.as_str()),
+        (
+            "25006",
+            "cannot execute COPY FROM in a read-only transaction"
+        )
+    );
+    run(&mut client, "ROLLBACK");
+    db.run(&format!(
+        "REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC",
+        db.name()
+    ));
+    let error = refused(&mut client, copy);
+    assert_eq!(
+        (error.code.as_str(), error.message.as_str()),
+        ("42501", "permission denied for COPY to ingest.documents")
+    );
+    let grant = format!("GRANT TEMPORARY ON DATABASE {} TO {owner};", db.name());
+    assert!(error.text().contains(&grant), "{}", error.text());
+    db.run(&grant);
+    let mut writer = client.copy_in(copy).expect("it begins");
+    writer.write_all(b"mine\tA text.\n").expect("a row");
+    assert_eq!(writer.finish().expect("it ends"), 1);
+}
+
+#[test]
+fn the_hint_names_a_role_as_sql_wants_it() {
+    let db = Database::with_pipeline();
+    let name = format!("Mixed Case {}", db.name());
+    db.run(&format!(
+        "CREATE ROLE \"{name}\"; GRANT USAGE ON SCHEMA ingest TO \"{name}\"; SET ROLE \"{name}\""
+    ));
+    let insert = "INSERT INTO ingest.documents (content) VALUES ('x')";
+    let hint = db.expect_error(insert).hint.expect("a hint");
+    db.run("RESET ROLE");
+    let advice = hint.split_once("may say: ").expect("what to say").1;
+    db.run(advice);
+    db.run(&format!("SET ROLE \"{name}\"; {insert}; RESET ROLE"));
+    db.run(&format!("DROP OWNED BY \"{name}\"; DROP ROLE \"{name}\""));
 }

@@ -403,3 +403,52 @@ fn a_key_goes_nowhere_but_to_its_provider() {
         assert_eq!(error.code, "22023", "{request}: {}", error.text());
     }
 }
+
+#[test]
+fn nobody_counts_the_documents_of_a_neighbour() {
+    let db = Database::new();
+    let (_theirs, mut neighbour) = another(&db, "neighbour");
+    run(
+        &mut neighbour,
+        "SELECT ingest.create_pipeline('theirs'); SELECT ingest.pause('theirs')",
+    );
+    run(
+        &mut neighbour,
+        "INSERT INTO ingest.documents (pipeline, content) VALUES ('theirs', 'x'), ('theirs', 'y')",
+    );
+    let (_ours, mut client) = role(&db);
+    let id: i32 = db.one("SELECT pipeline_id FROM ingest.pipeline");
+    let count = format!("SELECT ingest.pending_documents(ARRAY[{id}])");
+    assert_eq!(column::<i64>(&mut neighbour, &count), [2]);
+    assert_eq!(column::<i64>(&mut client, &count), [0]);
+    forbidden(&mut client, &format!("SELECT ingest.new_failures({id})"));
+    // In flight, as far as the table says so.
+    db.run("UPDATE ingest.queue SET claimed_by = 7, claim_token = 1");
+    let held = "SELECT coalesce(sum(claimed), 0)::bigint FROM ingest.claimed_documents()";
+    assert_eq!(column::<i64>(&mut neighbour, held), [2]);
+    assert_eq!(column::<i64>(&mut client, held), [0]);
+}
+
+#[test]
+fn a_column_that_may_not_be_read_names_no_documents() {
+    let db = Database::new();
+    let (name, mut client) = pipeline_owner(&db, "");
+    db.run(&format!(
+        "CREATE TABLE public.people (id int PRIMARY KEY, body text, secret text);
+         INSERT INTO public.people VALUES (1, 'A text.', 'crown jewels');
+         GRANT SELECT (id, body), TRIGGER ON public.people TO {name}"
+    ));
+    forbidden(
+        &mut client,
+        "SELECT ingest.watch('public.people', 'body', 'mine', key => 'secret')",
+    );
+    run(
+        &mut client,
+        "SELECT ingest.watch('public.people', 'body', 'mine', key => 'body')",
+    );
+    run(&mut client, "SELECT ingest.wait('mine', '60 s')");
+    assert_eq!(
+        column::<String>(&mut client, "SELECT key FROM ingest.documents"),
+        ["A text."]
+    );
+}

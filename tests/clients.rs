@@ -217,6 +217,18 @@ fn a_match_function_takes_no_ones_place() {
         db.one::<i64>("SELECT count(*) FROM pg_proc WHERE proname = 'match_documents'"),
         1
     );
+    // Who may call it is who could before, though it was dropped for the other ids.
+    db.run(
+        "REVOKE ALL ON FUNCTION public.match_documents FROM PUBLIC; GRANT EXECUTE ON FUNCTION public.match_documents TO authenticated;
+         ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT EXECUTE ON FUNCTIONS TO anon; SELECT ingest.create_match_function('docs')",
+    );
+    assert_eq!(
+        db.all::<String>(
+            "SELECT a.grantee::regrole || ' ' || a.privilege_type FROM pg_proc f, aclexplode(f.proacl) a
+             WHERE f.proname = 'match_documents' AND a.grantee <> f.proowner"
+        ),
+        ["authenticated EXECUTE"]
+    );
     // Names and all that is in them stay names.
     db.run(r#"SELECT ingest.create_match_function('docs', 'public."it''s; -- "')"#);
     assert_eq!(

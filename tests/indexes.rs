@@ -72,6 +72,43 @@ fn a_deferred_index_comes_after_the_backlog() {
     );
 }
 
+/// Whether a search finds what is nearest by an index.
+fn serves(db: &Database) -> bool {
+    db.run("SET enable_seqscan = off; SET enable_sort = off");
+    let plan = db.explain(NEAREST);
+    db.run("RESET enable_seqscan; RESET enable_sort");
+    plan.contains("Index Scan using default_chunks_embedding_idx")
+}
+
+#[test]
+fn an_index_that_serves_no_search_is_not_taken_for_one() {
+    // A cluster of its own, for the setting is the server's.
+    let cluster = Cluster::start(&[("pg_ingest.deferred_index_min_chunks", "10")]);
+    for other in [
+        "CREATE INDEX other ON ingest.default_chunks USING hnsw (embedding vector_ip_ops)",
+        "CREATE INDEX other ON ingest.default_chunks USING hnsw (embedding vector_cosine_ops) WHERE chunk_no = 0",
+        "CREATE INDEX other ON ingest.default_chunks USING hnsw (embedding vector_cosine_ops);
+         UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ingest.other'::regclass",
+        "ALTER TABLE ingest.default_chunks ADD COLUMN theirs vector(3);
+         CREATE INDEX other ON ingest.default_chunks USING hnsw (theirs vector_cosine_ops)",
+    ] {
+        let db = Database::new_in(&cluster);
+        db.run("SELECT ingest.create_pipeline(index => 'none')");
+        db.run(other);
+        assert!(!serves(&db), "{other}");
+        db.run("SELECT ingest.alter_pipeline('default', index => 'immediate')");
+        assert!(serves(&db), "{other}");
+        let count = indexes(&db).len();
+        db.run("SELECT ingest.alter_pipeline('default', index => 'immediate')");
+        assert_eq!(indexes(&db).len(), count, "{other}");
+        // And after a backlog.
+        db.run("DROP INDEX ingest.default_chunks_embedding_idx; SELECT ingest.alter_pipeline('default', index => 'deferred')");
+        db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text number ' || n FROM generate_series(1, 12) n");
+        db.settle();
+        wait_until("the index is built", SOON, || serves(&db));
+    }
+}
+
 #[test]
 fn no_index_means_none_whoever_made_it() {
     let db = Database::with_pipeline();

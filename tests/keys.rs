@@ -3,7 +3,7 @@
 
 use fake_api::FakeApi;
 use harness::remote::{KEY, MODEL, OTHER_KEY, behaviour};
-use harness::roles::{forbidden, role, run};
+use harness::roles::{another, column, forbidden, refused, role, run};
 use harness::*;
 
 /// What Supabase Vault looks like to a reader, without its encryption.
@@ -239,4 +239,77 @@ fn a_key_that_is_given_by_mistake_is_not_logged() {
     let log = harness::remote::server_log(&cluster);
     assert!(log.contains("STATEMENT:  SELECT ingest.pause"), "{log}");
     assert!(!log.contains(&KEY[8..]), "{log}");
+}
+
+#[test]
+fn where_a_key_is_kept_is_for_the_owner_alone() {
+    let cluster = Cluster::start(&[]);
+    let db = Database::new_in(&cluster);
+    let (owner, mut owns) = role(&db);
+    let (guest, mut client) = another(&db, "guest");
+    db.run(&format!(
+        "SELECT ingest.create_pipeline('mine', model => '{MODEL}', api_key => 'file:/nowhere/secret', target => 'app.docs');
+         SELECT ingest.grant_pipeline('mine', '{guest}')"
+    ));
+    run(&mut client, &insert("a"));
+    let seen = |client: &mut postgres::Client| {
+        let embed = refused(client, "SELECT ingest.embed('a question', 'mine')").text();
+        let doctor = column::<String>(
+            client,
+            "SELECT concat_ws(' ', detail, hint) FROM ingest.doctor()",
+        );
+        let progress = Progress::read(client, "mine")
+            .last_error
+            .unwrap_or_default();
+        (embed, progress, doctor.join("\n"))
+    };
+    let hidden = |(embed, progress, doctor): (String, String, String)| {
+        for text in [&embed, &progress, &doctor] {
+            assert!(
+                text.contains("its owner can see why") && !text.contains("nowhere"),
+                "{text}"
+            );
+        }
+    };
+    db.until_blocked("mine");
+    hidden(seen(&mut client));
+    let (embed, progress, doctor) = db.with_client(seen);
+    for text in [embed, progress, doctor] {
+        assert!(text.contains("file:/nowhere/secret"), "{text}");
+    }
+    // Nor what its owner may not use.
+    db.run(&format!(
+        "UPDATE ingest.pipeline SET owner = '{owner}', trusted = false; ALTER TABLE app.docs OWNER TO {owner}; SELECT ingest.resume('mine')"
+    ));
+    blocked_because(&db, "may not use the key");
+    hidden(seen(&mut client));
+    assert!(seen(&mut owns).2.contains("may not use the key"));
+}
+
+#[test]
+fn a_host_is_allowed_as_the_hint_writes_it() {
+    let cluster = Cluster::start(&[]);
+    let db = Database::new_in(&cluster);
+    let (_owner, mut client) = role(&db);
+    for (url, entry) in [
+        ("http://127.0.0.1/v1", "127.0.0.1:80"),
+        ("https://127.0.0.1/v1", "127.0.0.1"),
+        ("http://127.0.0.1:443/v1", "127.0.0.1:443"),
+    ] {
+        let create = format!(
+            "SELECT ingest.create_pipeline('mine', model => 'ollama/x', dimensions => 8, base_url => '{url}', target => 'app.docs')"
+        );
+        let error = forbidden(&mut client, &create);
+        let advice = format!("pg_ingest.allowed_hosts = '{entry}'");
+        assert!(error.text().contains(&advice), "{}", error.text());
+        cluster.reload(&[("pg_ingest.allowed_hosts", entry)]);
+        wait_until("what the hint says helps", SOON, || {
+            client.batch_execute(&create).is_ok()
+        });
+        run(&mut client, "SELECT ingest.drop_pipeline('mine', true)");
+        cluster.reload(&[("pg_ingest.allowed_hosts", "")]);
+        wait_until("nothing is allowed", SOON, || {
+            column::<String>(&mut client, "SHOW pg_ingest.allowed_hosts") == [""]
+        });
+    }
 }

@@ -218,6 +218,35 @@ fn a_pipeline_with_another_layout_is_altered_and_dropped_like_any() {
 }
 
 #[test]
+fn new_metadata_arrives_as_it_was_written() {
+    let api = FakeApi::start(behaviour());
+    for (layout, table) in LAYOUTS {
+        let db = create(layout, &api);
+        db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'One text.')");
+        db.settle();
+        for metadata in [
+            r#"'{"big": 12345678901234567890123, "p": 1.10}'"#,
+            r#"'{"n": 1e400}'"#,
+            "repeat('[', 200) || repeat(']', 200)",
+            r#"'"text"'"#,
+        ] {
+            db.run(&format!(
+                "UPDATE ingest.documents SET metadata = ({metadata})::jsonb"
+            ));
+            let expected = match (layout, metadata.contains('{')) {
+                ("vecs", false) => format!("jsonb_build_object('metadata', ({metadata})::jsonb)"),
+                _ => format!("({metadata})::jsonb"),
+            };
+            assert_eq!(
+                chunks(&db, layout, table)[0].3,
+                db.one::<String>(&format!("SELECT ({expected})::text")),
+                "{layout}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_target_that_the_vecs_client_would_not_find_is_refused() {
     let db = database();
     for (arguments, code, words) in [
@@ -249,6 +278,22 @@ fn a_target_that_the_vecs_client_would_not_find_is_refused() {
         db.run(&format!(
             "DROP TABLE IF EXISTS vecs.docs; CREATE TABLE vecs.docs ({columns})"
         ));
+        let error = db.expect_error("SELECT ingest.create_pipeline('docs', layout => 'vecs')");
+        assert_eq!(error.code, "42804", "{error:?}");
+        assert!(error.text().contains(words), "{error:?}");
+    }
+    for (table, words) in [
+        (
+            "CREATE TABLE vecs.docs (id varchar, vec vector(384), metadata jsonb) PARTITION BY HASH (id)",
+            "partitioned table",
+        ),
+        (
+            "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w;
+             CREATE FOREIGN TABLE vecs.docs (id varchar, vec vector(384), metadata jsonb) SERVER s",
+            "foreign table",
+        ),
+    ] {
+        db.run(&format!("DROP TABLE IF EXISTS vecs.docs; {table}"));
         let error = db.expect_error("SELECT ingest.create_pipeline('docs', layout => 'vecs')");
         assert_eq!(error.code, "42804", "{error:?}");
         assert!(error.text().contains(words), "{error:?}");
@@ -294,6 +339,68 @@ fn what_others_put_into_a_collection_stays() {
         ["theirs"]
     );
     assert_eq!(db.progress().chunks, 0);
+}
+
+#[test]
+fn what_others_put_into_a_collection_is_found_whatever_is_in_it() {
+    let api = FakeApi::start(behaviour());
+    let db = database();
+    db.create_remote_pipeline("default", &api, "layout => 'vecs'");
+    let rows = [
+        r#"{"_node_content": "not json", "lang": "en"}"#,
+        r#"{"_node_content": "{\"text\": \"cut off", "_node_type": "TextNode"}"#,
+        r#"{"_node_content": "{\"text\": \"a \\ud800 b\"}", "_node_type": "TextNode"}"#,
+        r#"{"_node_content": "{\"text\": \"a \\u0000 b\"}", "_node_type": "TextNode"}"#,
+        r#"{"_node_content": "{\"text\": \"a \\x b\"}", "_node_type": "TextNode"}"#,
+        r#"{"_node_content": null, "_node_type": "TextNode"}"#,
+        r#"{"text": "a text of the vecs client's", "doc_id": "theirs"}"#,
+        r#"["_chunk_no", "_node_type"]"#,
+        r#""_chunk_no""#,
+        "null",
+    ];
+    for (number, row) in rows.iter().enumerate() {
+        db.execute(
+            "INSERT INTO vecs.\"default\" VALUES ($1::text, array_fill(0.5, ARRAY[1536])::vector, $2::text::jsonb)",
+            &[&format!("r{number}"), row],
+        );
+    }
+    // As LlamaIndex writes it.
+    let text = "He said: \"a\tb\" \\ é 🔑\n";
+    for (id, ascii) in [("plain", "é 🔑"), ("ascii", "\\u00e9 \\ud83d\\udd11")] {
+        let node = r#"{"id_": "x", "embedding": null, "metadata": {"lang": "de"}, "text": "He said: \"a\tb\" \\ KEY\n", "class_name": "TextNode"}"#;
+        db.execute(
+            "INSERT INTO vecs.\"default\" VALUES ($1::text, array_fill(0.5, ARRAY[1536])::vector,
+                 jsonb_build_object('lang', 'de', '_node_content', $2::text, '_node_type', 'TextNode', 'doc_id', 'd'))",
+            &[&id, &node.replace("KEY", ascii)],
+        );
+    }
+    db.run("SELECT ingest.create_match_function('default')");
+    for search in [
+        "ingest.search('text', 50)",
+        "ingest.hybrid_search('text', 50)",
+        "public.match_documents(ingest.embed('text'))",
+    ] {
+        assert_eq!(
+            db.one::<i64>(&format!("SELECT count(*) FROM {search}")),
+            rows.len() as i64 + 2,
+            "{search}"
+        );
+        let found = db.rows(&format!(
+            "SELECT content, metadata::text FROM {search} WHERE metadata ->> 'lang' = 'de'"
+        ));
+        assert_eq!(found.len(), 2, "{search}");
+        for row in found {
+            assert_eq!(row.get::<_, &str>(0), text, "{search}");
+            assert_eq!(row.get::<_, &str>(1), r#"{"lang": "de"}"#, "{search}");
+        }
+        assert_eq!(
+            db.one::<String>(&format!(
+                "SELECT content || metadata FROM {search} WHERE content LIKE '%client%'"
+            )),
+            r#"a text of the vecs client's{"text": "a text of the vecs client's", "doc_id": "theirs"}"#,
+            "{search}"
+        );
+    }
 }
 
 #[test]

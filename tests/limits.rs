@@ -438,10 +438,14 @@ fn a_limit_is_its_owner_s_or_everybody_s_when_a_superuser_has_set_it() {
             remote::MODEL
         )
     };
-    // One of one's own, also by the name of a preset.
-    run(
+    // One of one's own, also by the name of a preset, whose figures it has.
+    forbidden(
         &mut client,
         "SELECT ingest.set_limit('openai-tier-3', rpm => 1)",
+    );
+    run(
+        &mut client,
+        "SELECT ingest.set_limit(name, rpm, tpm, rpd, tpd, 0.5) FROM ingest.limit_presets() WHERE name = 'openai-tier-3'",
     );
     run(&mut client, &create("openai-tier-3", "mine"));
     for sql in [
@@ -458,6 +462,21 @@ fn a_limit_is_its_owner_s_or_everybody_s_when_a_superuser_has_set_it() {
         &mut client,
         "SELECT ingest.set_limit('openai-tier-3', rpm => 9000)",
     );
+}
+
+#[test]
+fn a_role_leaves_room_for_the_limits_of_others() {
+    let db = Database::new();
+    let (_owner, mut client) = role(&db);
+    let (_other, mut stranger) = another(&db, "other");
+    run(
+        &mut client,
+        "SELECT ingest.set_limit('l' || n, rpm => 100) FROM generate_series(1, 8) n",
+    );
+    let error = roles::refused(&mut client, "SELECT ingest.set_limit('l9', rpm => 5)");
+    assert_eq!(error.code, "54000", "{}", error.text());
+    run(&mut client, "SELECT ingest.set_limit('l8', rpm => 5)");
+    run(&mut stranger, "SELECT ingest.set_limit('l9', rpm => 5)");
 }
 
 #[test]

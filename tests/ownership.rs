@@ -83,3 +83,35 @@ fn a_pipeline_goes_only_to_who_may_read_what_it_watches() {
     db.run("SELECT ingest.wait('p', '60 s')");
     assert_eq!(db.progress_of("p").counts(), (2, 2, 0, 0));
 }
+
+#[test]
+fn a_target_that_went_to_another_role_says_how_the_pipeline_follows() {
+    let db = Database::new();
+    let (owner, mut client) = role(&db);
+    let heir = format!("The Heir {}", db.name());
+    db.run(&format!(
+        "CREATE ROLE \"{heir}\"; GRANT USAGE ON SCHEMA ingest TO \"{heir}\""
+    ));
+    run(&mut client, "SELECT ingest.create_pipeline('p')");
+    db.run(&format!("REASSIGN OWNED BY {owner} TO \"{heir}\""));
+    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'k', 'A text.')");
+    db.until_blocked("p");
+    let hint = "SELECT hint FROM ingest.doctor() WHERE \"check\" = 'state of p'";
+    let said = column::<String>(&mut client, hint).concat();
+    let advice = format!("SELECT ingest.set_owner('p', '\"{heir}\"');");
+    assert!(said.contains(&advice), "{said}");
+    db.run(&format!("{advice} SELECT ingest.resume('p')"));
+    assert!(db.one::<bool>("SELECT ingest.wait('p', '60 s')"));
+    assert_eq!(db.progress_of("p").counts(), (1, 1, 0, 0));
+    // A pipeline that is blocked for another reason is not given away.
+    run(&mut client, "SELECT ingest.create_pipeline('q')");
+    db.run("ALTER TABLE ingest.q_chunks DROP COLUMN tokens; INSERT INTO ingest.documents (pipeline, content) VALUES ('q', 'A text.')");
+    db.until_blocked("q");
+    assert_eq!(
+        column::<String>(&mut client, &hint.replace("of p", "of q")),
+        ["SELECT ingest.resume('q');"]
+    );
+    db.run(&format!(
+        "SELECT ingest.drop_pipeline('p', true); DROP OWNED BY \"{heir}\"; DROP ROLE \"{heir}\""
+    ));
+}

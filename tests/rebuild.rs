@@ -484,3 +484,22 @@ fn nothing_is_lost_while_writers_never_rest() {
         0
     );
 }
+
+#[test]
+fn a_rebuild_ends_wherever_pgvector_lives() {
+    let db = Database::empty_in(shared_cluster(&[]));
+    db.run(r#"CREATE SCHEMA "My""Ext"; CREATE EXTENSION vector SCHEMA "My""Ext"; CREATE EXTENSION pg_ingest"#);
+    let (_old, new) = pipeline(&db, &["a", "b"]);
+    db.run(
+        r#"CREATE INDEX by_hand ON ingest.p_chunks USING hnsw (embedding "My""Ext".vector_ip_ops)"#,
+    );
+    begin(&db, &new, ", dimensions => 96");
+    new.release_answers();
+    db.settle();
+    assert_eq!(embed(&db, "x", "p").len(), 96);
+    nothing_left(&db);
+    assert_eq!(
+        db.all::<String>("SELECT tablename::text FROM pg_indexes WHERE indexname = 'by_hand'"),
+        ["p_chunks"]
+    );
+}

@@ -2,6 +2,7 @@
 //! embedded again, and what was waiting goes on.
 
 use fake_api::FakeApi;
+use harness::roles::another;
 use harness::*;
 
 /// Everything that must be the same afterwards.
@@ -274,4 +275,45 @@ fn a_remote_backlog_goes_on_in_a_fresh_server_and_nothing_embedded_is_sent_again
         [1, 2]
     );
     assert!(restored.one::<bool>("SELECT bool_and(ok) FROM ingest.doctor()"));
+}
+
+#[test]
+fn a_dump_of_an_earlier_release_is_restored_into_this_one() {
+    let former = Database::of_release("0.1.0");
+    former.run(include_str!("upgrade/data-0.1.0.sql"));
+    former.run(
+        "CREATE TABLE ingest.other_chunks (LIKE ingest.default_chunks INCLUDING ALL);
+         INSERT INTO ingest.pipeline (name, owner, model, dimensions, target, layout, chunk_tokens, chunk_overlap, splitter,
+                                      concurrency, max_attempts, index, on_success, base_url)
+         SELECT 'elsewhere', owner, 'ollama/x', dimensions, 'ingest.other_chunks', layout, chunk_tokens, chunk_overlap, splitter, concurrency,
+                max_attempts, index, on_success, 'http://localhost:1/v1' FROM ingest.pipeline;
+         INSERT INTO ingest.counter (pipeline_id) SELECT max(pipeline_id) FROM ingest.pipeline",
+    );
+    let restored = Database::empty_in(former.cluster());
+    restored.restore(&former.dump(&[]));
+    // Whose vectors are of which place nobody has noted.
+    assert_eq!(
+        restored.all::<String>("SELECT name FROM ingest.pipeline WHERE reuses"),
+        ["default"]
+    );
+    assert!(restored.one::<bool>("SELECT ingest.wait('default', '60 s')"));
+    assert_eq!(restored.progress().counts(), (5, 3, 0, 2));
+    restored.run("SELECT ingest.create_pipeline('new', model => 'ollama/x', dimensions => 8, base_url => 'http://localhost:1/v1')");
+    assert!(restored.one::<bool>("SELECT reuses FROM ingest.pipeline WHERE name = 'new'"));
+}
+
+#[test]
+fn who_was_dropped_takes_no_pipeline_along_into_the_dump() {
+    let db = Database::with_pipeline();
+    let (stays, _client) = another(&db, "stays");
+    let gone = format!("gone_{}", db.name());
+    db.run(&format!(
+        "CREATE ROLE {gone}; SELECT ingest.grant_pipeline('default', '{gone}'), ingest.grant_pipeline('default', '{stays}');
+         DROP ROLE {gone}"
+    ));
+    let granted = "SELECT grantee::text FROM ingest.pipeline_grant";
+    assert_eq!(db.all::<String>(granted).len(), 2);
+    let restored = Database::empty_in(db.cluster());
+    restored.restore(&db.dump(&[]));
+    assert_eq!(restored.all::<String>(granted), [stays.to_string()]);
 }

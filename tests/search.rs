@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use fake_api::FakeApi;
+use harness::remote::behaviour;
 use harness::*;
 use pgvector::Vector;
 
@@ -79,6 +81,115 @@ fn k_rows_are_returned_with_and_without_an_index() {
         db.all::<String>("SELECT key FROM ingest.search('Text number 7', 5)"),
         exact
     );
+}
+
+/// A table of 8 dimensions, before its pipeline: 300 chunks in English near to a question, and 60 in German far from it.
+fn near_and_far(db: &Database, api: &FakeApi) {
+    db.run(
+        "CREATE TABLE public.big (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(8))",
+    );
+    db.create_remote_pipeline(
+        "big",
+        api,
+        "target => 'public.big', dimensions => 8, index => 'none'",
+    );
+    db.run(
+        "WITH question AS (SELECT ingest.embed('A question', 'big')::real[] AS v)
+         INSERT INTO public.big
+         SELECT CASE WHEN n > 300 THEN 'de' ELSE 'en' END || n, 0, 'Text ' || n, 2,
+                jsonb_build_object('lang', CASE WHEN n > 300 THEN 'de' ELSE 'en' END),
+                (SELECT array_agg(CASE WHEN n > 300 THEN -x ELSE x END + 0.0001 * ((n * (7 + i) + i * i * 13) % 367) ORDER BY i)
+                 FROM unnest(v) WITH ORDINALITY AS u(x, i))::real[]::vector
+         FROM question, generate_series(1, 360) n",
+    );
+    db.run("SELECT ingest.create_match_function('big')");
+}
+
+/// Sees that each way of searching returns as many rows as it is asked for, and the nearest.
+fn k_rows_are_found(db: &Database, case: &str) {
+    for k in [1, 10, 60] {
+        for filter in [r#"{"lang": "de"}"#, r#"{"lang": "en"}"#, "{}"] {
+            let exact = db.all::<String>(&format!(
+                "SELECT content FROM public.big WHERE metadata @> '{filter}'
+                 ORDER BY (embedding <=> ingest.embed('A question', 'big')) + 0 LIMIT {k}"
+            ));
+            for (search, order) in [
+                (
+                    format!("ingest.search('A question', {k}, 'big', '{filter}')"),
+                    "similarity",
+                ),
+                (
+                    format!(
+                        "ingest.hybrid_search('A question', {k}, 'big', '{filter}', full_text_weight => 0)"
+                    ),
+                    "score",
+                ),
+                (
+                    format!(
+                        "public.match_documents(ingest.embed('A question', 'big'), {k}, '{filter}')"
+                    ),
+                    "similarity",
+                ),
+            ] {
+                let found = db.all::<String>(&format!(
+                    "SELECT content FROM {search} ORDER BY {order} DESC"
+                ));
+                assert_eq!(found.len(), k, "{case}: {search}");
+                if filter.contains("de") {
+                    assert_eq!(found, exact, "{case}: {search}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn k_rows_are_returned_however_little_of_the_index_is_looked_at() {
+    let api = FakeApi::start(behaviour());
+    let db = Database::new();
+    near_and_far(&db, &api);
+    k_rows_are_found(&db, "no index");
+    db.run("SELECT ingest.alter_pipeline('big', index => 'immediate'); SET enable_seqscan = off; SET enable_sort = off");
+    assert!(db.explain("SELECT * FROM public.big ORDER BY embedding <=> array_fill(0.1, ARRAY[8])::vector LIMIT 3").contains("embedding_idx"));
+    // Where the index comes by enough, nothing else is read.
+    for search in [
+        "ingest.search('A question', 10, 'big')",
+        "ingest.hybrid_search('A question', 10, 'big')",
+        "public.match_documents(ingest.embed('A question', 'big'), 10)",
+    ] {
+        let scans = || {
+            let scans = db.rows(
+                "SELECT idx_scan, seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'big'",
+            );
+            (scans[0].get::<_, i64>(0), scans[0].get::<_, i64>(1))
+        };
+        db.run("BEGIN");
+        let before = scans();
+        assert_eq!(db.one::<i64>(&format!("SELECT count(*) FROM {search}")), 10);
+        let after = scans();
+        db.run("COMMIT");
+        assert!(after.0 > before.0, "{search}: {before:?} {after:?}");
+        assert_eq!(after.1, before.1, "{search}");
+    }
+    // As in a table of more rows than 20,000, its default.
+    db.run("SET hnsw.max_scan_tuples = 100");
+    k_rows_are_found(&db, "HNSW");
+    // The memory of an iterative scan ends it, too.
+    db.run("SET hnsw.max_scan_tuples = 20000; SET work_mem = '64kB'");
+    k_rows_are_found(&db, "HNSW with little memory");
+}
+
+#[test]
+fn k_rows_are_returned_with_an_index_of_lists() {
+    let api = FakeApi::start(behaviour());
+    let db = Database::new();
+    near_and_far(&db, &api);
+    db.run(
+        "CREATE INDEX by_lists ON public.big USING ivfflat (embedding vector_cosine_ops) WITH (lists = 30);
+         SET enable_seqscan = off; SET enable_sort = off",
+    );
+    assert!(db.explain("SELECT * FROM public.big ORDER BY embedding <=> array_fill(0.1, ARRAY[8])::vector LIMIT 3").contains("by_lists"));
+    k_rows_are_found(&db, "ivfflat");
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn a_pipeline_obeys_its_owner_only() {
         "SELECT ingest.finish_rebuild('default')",
         "SELECT ingest.take_place(1)",
         "SELECT ingest.remove_successor(1)",
-        "SELECT ingest.replace_metadata(1, ARRAY['keys.md'], ARRAY['{}'::jsonb])",
+        "SELECT ingest.replace_metadata(1, ARRAY['keys.md'], ARRAY['{}'])",
         "SELECT ingest.stage_files('default', ARRAY['k'], ARRAY['x'], ARRAY['{}'::jsonb], ARRAY[NULL])",
     ] {
         forbidden(&mut client, sql);

@@ -3,6 +3,7 @@
 
 use fake_api::FakeApi;
 use harness::remote::{KEY, behaviour};
+use harness::roles::{forbidden, role};
 use harness::*;
 
 /// The columns of a target that a user makes, for 1,536 dimensions.
@@ -58,30 +59,70 @@ fn a_partitioned_target_serves() {
     db.run("SELECT ingest.drop_pipeline('default', drop_target => true)");
 }
 
-#[test]
-fn a_target_on_another_server_serves() {
+/// Another server, and a database with `public.docs` on it, whose columns are these and of which `more` is said over there. Nothing
+/// where there is no postgres_fdw.
+fn on_another_server(columns: &str, more: &str) -> Option<(Cluster, Database<'static>)> {
     let there = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'postgres_fdw')";
-    if !Database::new().one::<bool>(there) {
+    let db = Database::new();
+    if !db.one::<bool>(there) {
         println!("skipped: this Postgres came without postgres_fdw");
-        return;
+        return None;
     }
-    let api = FakeApi::start(behaviour());
     let elsewhere = Cluster::start(&[]);
     elsewhere
         .client("postgres")
         .batch_execute(&format!(
-            "CREATE EXTENSION vector; CREATE TABLE public.there ({COLUMNS}, UNIQUE (document_key, chunk_no))"
+            "CREATE EXTENSION vector; CREATE TABLE public.there ({columns}, UNIQUE (document_key, chunk_no)) {more}"
         ))
         .expect("a table on the other server");
-    let db = Database::new();
     db.run(&format!(
         "CREATE EXTENSION postgres_fdw;
          CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw
              OPTIONS (host '{}', port '5432', dbname 'postgres', extensions 'vector', batch_size '100');
          CREATE USER MAPPING FOR postgres SERVER elsewhere OPTIONS (user 'postgres');
-         CREATE FOREIGN TABLE public.docs ({COLUMNS}) SERVER elsewhere OPTIONS (table_name 'there')",
+         CREATE FOREIGN TABLE public.docs ({columns}) SERVER elsewhere OPTIONS (table_name 'there')",
         elsewhere.home().display()
     ));
+    Some((elsewhere, db))
+}
+
+#[test]
+fn a_partitioned_target_on_another_server_serves() {
+    let parts = "PARTITION BY HASH (document_key);
+                 CREATE TABLE public.there_0 PARTITION OF public.there FOR VALUES WITH (MODULUS 4, REMAINDER 0);
+                 CREATE TABLE public.there_1 PARTITION OF public.there FOR VALUES WITH (MODULUS 4, REMAINDER 1);
+                 CREATE TABLE public.there_2 PARTITION OF public.there FOR VALUES WITH (MODULUS 4, REMAINDER 2);
+                 CREATE TABLE public.there_3 PARTITION OF public.there FOR VALUES WITH (MODULUS 4, REMAINDER 3)";
+    let Some((_elsewhere, db)) = on_another_server(COLUMNS, parts) else {
+        return;
+    };
+    let api = FakeApi::start(behaviour());
+    db.create_remote_pipeline("default", &api, "target => 'public.docs'");
+    lives_through_everything(&db);
+    db.run("INSERT INTO ingest.documents (key, content) SELECT 'k' || n, 'Text ' || n FROM generate_series(4, 40) n");
+    db.settle();
+    // Rows of several partitions lie at the same place.
+    db.run("UPDATE ingest.documents SET metadata = jsonb_build_object('of', key, 'quoted', E'it\\'s \\\\ \"so\"')");
+    let wrong = "SELECT document_key || ' has ' || metadata FROM public.docs
+                 WHERE metadata <> jsonb_build_object('of', document_key, 'quoted', E'it\\'s \\\\ \"so\"')";
+    assert_eq!(db.all::<String>(wrong), Vec::<String>::new());
+    db.run("UPDATE ingest.documents SET content = content || ' More.' WHERE key = 'k7'; DELETE FROM ingest.documents WHERE key = 'k8'");
+    db.settle();
+    assert_eq!(
+        db.all::<String>(
+            "SELECT concat(document_key, docs.content) FROM public.docs FULL JOIN ingest.documents d ON key = document_key
+             WHERE d.key IS NULL OR document_key IS NULL OR docs.content <> d.content"
+        ),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_target_on_another_server_serves() {
+    let Some((elsewhere, db)) = on_another_server(COLUMNS, "") else {
+        return;
+    };
+    let api = FakeApi::start(behaviour());
     let key = db.cluster().write_key(KEY);
     let error = db.expect_error(&format!(
         "SELECT ingest.create_pipeline(model => 'openai/text-embedding-3-small', base_url => '{}', api_key => '{key}',
@@ -168,6 +209,13 @@ fn a_table_that_cannot_be_the_target_is_refused() {
          CREATE TABLE public.other_dimensions (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(3));
          CREATE TABLE public.other_types (document_key text, chunk_no text, content text, tokens int, metadata jsonb, embedding vector(384));
          CREATE TABLE public.wants_more (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384), tenant int NOT NULL);
+         CREATE TABLE public.generated (document_key text, chunk_no int GENERATED ALWAYS AS (tokens) STORED, content text, tokens int, metadata jsonb, embedding vector(384));
+         CREATE TABLE public.numbered (document_key text, chunk_no int GENERATED ALWAYS AS IDENTITY, content text, tokens int, metadata jsonb, embedding vector(384));
+         CREATE DOMAIN public.filled AS int NOT NULL;
+         CREATE DOMAIN public.filled_by_itself AS int NOT NULL DEFAULT 1;
+         CREATE TABLE public.wants_domain (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384), tenant public.filled);
+         CREATE TABLE public.has_domain (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384), tenant public.filled_by_itself, other public.filled DEFAULT 2);
+         CREATE TEMPORARY TABLE docs (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384));
          CREATE VIEW public.a_view AS SELECT * FROM ingest.default_chunks;
          CREATE SEQUENCE public.a_sequence",
     );
@@ -207,12 +255,136 @@ fn a_table_that_cannot_be_the_target_is_refused() {
             (
                 "SELECT ingest.create_pipeline('p', target => 'ingest.default_chunks')",
                 "55006",
-                "\"default\"",
+                "is the target of pipeline \"default\"",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.generated')",
+                "42804",
+                "chunk_no is generated",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.numbered')",
+                "42804",
+                "chunk_no is generated",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'public.wants_domain')",
+                "42804",
+                "tenant",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'pg_temp.docs')",
+                "42P16",
+                "temporary",
+            ),
+            (
+                "SELECT ingest.create_pipeline('p', target => 'pg_temp.new')",
+                "42P16",
+                "temporary",
             ),
         ],
     );
     let none = db.expect_error("SELECT ingest.create_pipeline('p', target => 'nowhere.docs')");
     assert_eq!(none.code, "3F000", "{none:?}");
+    db.run("SELECT ingest.create_pipeline('p', target => 'public.has_domain')");
+}
+
+#[test]
+fn two_pipelines_share_no_rows() {
+    let db = Database::new();
+    let columns = "(document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384))";
+    db.run(&format!(
+        "CREATE TABLE public.whole {columns} PARTITION BY LIST (chunk_no);
+         CREATE TABLE public.half PARTITION OF public.whole DEFAULT PARTITION BY HASH (document_key);
+         CREATE TABLE public.quarter PARTITION OF public.half FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+         CREATE TABLE public.other_quarter PARTITION OF public.half FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+         CREATE TABLE public.parent {columns}; CREATE TABLE public.child () INHERITS (public.parent)"
+    ));
+    for (taken, wanted) in [
+        ("whole", "half"),
+        ("whole", "quarter"),
+        ("quarter", "whole"),
+        ("half", "whole"),
+        ("parent", "child"),
+        ("child", "parent"),
+    ] {
+        db.run(&format!(
+            "SELECT ingest.create_pipeline('first', target => 'public.{taken}')"
+        ));
+        let error = db.expect_error(&format!(
+            "SELECT ingest.create_pipeline('second', target => 'public.{wanted}')"
+        ));
+        assert_eq!(error.code, "55006", "{taken} {wanted}: {error:?}");
+        let words = format!("shares rows with public.{taken}, the target of pipeline \"first\"");
+        assert!(error.message.contains(&words), "{error:?}");
+        db.run("SELECT ingest.drop_pipeline('first')");
+    }
+    db.run("SELECT ingest.create_pipeline('first', target => 'public.quarter'); SELECT ingest.create_pipeline('second', target => 'public.other_quarter')");
+}
+
+#[test]
+fn rows_without_a_key_and_rows_alike_are_left_as_they_are() {
+    let api = FakeApi::start(behaviour());
+    let db = Database::new();
+    db.run(&format!(
+        "CREATE TABLE public.docs ({});
+         INSERT INTO public.docs (content, embedding)
+         SELECT 'Their text ' || n, array_fill(0.5 + n / 10.0, ARRAY[1536])::vector FROM generate_series(1, 3) n",
+        COLUMNS.replace(" NOT NULL", "")
+    ));
+    db.create_remote_pipeline(
+        "default",
+        &api,
+        "target => 'public.docs', on_success => 'keep'",
+    );
+    assert_eq!(db.progress().chunks, 0);
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'A text of mine.')");
+    db.settle();
+    // The same chunk twice, as a table without a unique index can have it.
+    db.run("INSERT INTO public.docs SELECT * FROM public.docs WHERE document_key = 'a'");
+    let found = db.all::<String>("SELECT content FROM ingest.hybrid_search('text', 10) ORDER BY 1");
+    assert_eq!(
+        found,
+        [
+            "A text of mine.",
+            "A text of mine.",
+            "Their text 1",
+            "Their text 2",
+            "Their text 3"
+        ]
+    );
+    let best: f64 = db.one("SELECT max(score) FROM ingest.hybrid_search('text', 10)");
+    assert!(best <= 2.0 / 51.0 + 1e-9, "{best} is of two chunks");
+    db.run("UPDATE ingest.documents SET metadata = '{\"a\": 1}'");
+    let error = db.expect_error("SELECT ingest.alter_pipeline('default', dimensions => 64)");
+    assert_eq!(error.code, "55000", "{error:?}");
+    assert!(
+        error.text().contains("3 rows that pg_ingest did not write"),
+        "{error:?}"
+    );
+    db.run("TRUNCATE ingest.documents");
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM public.docs WHERE metadata IS NULL"),
+        3
+    );
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM public.docs"), 3);
+}
+
+#[test]
+fn an_empty_target_on_another_server_keeps_its_dimensions() {
+    let Some((_elsewhere, db)) = on_another_server(COLUMNS, "") else {
+        return;
+    };
+    let api = FakeApi::start(behaviour());
+    db.create_remote_pipeline("default", &api, "target => 'public.docs'");
+    let error = db.expect_error("SELECT ingest.alter_pipeline('default', dimensions => 64)");
+    assert_eq!(error.code, "55000", "{error:?}");
+    assert!(error.text().contains("another server"), "{error:?}");
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'One text.')");
+    db.settle();
+    assert_eq!(db.check_vectors("public.docs"), 1);
+    db.run("SELECT ingest.drop_pipeline('default', drop_target => true)");
+    assert!(db.one::<bool>("SELECT to_regclass('public.docs') IS NULL"));
 }
 
 #[test]
@@ -321,5 +493,76 @@ fn a_target_may_defer_its_constraints() {
          UPDATE ingest.documents SET metadata = '{\"a\": 2}' WHERE key = 'k5';
          INSERT INTO public.known VALUES ('unknown yet');
          COMMIT",
+    );
+}
+
+#[test]
+fn what_an_index_is_wanted_for_is_said_to_who_cannot_make_it() {
+    let db = Database::new();
+    let (owner, mut client) = role(&db);
+    db.run(&format!(
+        "CREATE TABLE public.docs (document_key text, chunk_no int, content text, tokens int, metadata jsonb, embedding vector(384));
+         GRANT SELECT, INSERT, UPDATE, DELETE ON public.docs TO {owner}"
+    ));
+    let error = forbidden(
+        &mut client,
+        "SELECT ingest.create_pipeline('theirs', target => 'public.docs', index => 'immediate')",
+    );
+    for words in [
+        "must be owner of table public.docs",
+        "CREATE INDEX ON public.docs USING hnsw (embedding public.vector_cosine_ops)",
+        "USING gin (to_tsvector(",
+        "index => 'none'",
+    ] {
+        assert!(error.text().contains(words), "{words}: {error:?}");
+    }
+    // A table without an index on the key is slow to change.
+    let create = |name: &str| {
+        let create = format!(
+            "SELECT ingest.create_pipeline('{name}', target => 'public.docs', index => 'none') IS NULL"
+        );
+        let (_, notices) = db.one_with_notices::<bool>("", &create);
+        db.run(&format!("SELECT ingest.drop_pipeline('{name}')"));
+        notices
+    };
+    let hint = "CREATE INDEX ON public.docs (document_key);";
+    let notices = create("slow");
+    assert!(
+        notices
+            .iter()
+            .any(|n| n.starts_with("WARNING") && n.contains(hint)),
+        "{notices:?}"
+    );
+    db.run(hint);
+    assert_eq!(create("fast"), Vec::<String>::new());
+}
+
+#[test]
+fn a_dropped_target_takes_no_documents_along_if_its_hint_is_followed() {
+    let db = Database::with_pipeline();
+    db.run("INSERT INTO ingest.documents (key, content) VALUES ('a', 'One text.')");
+    db.settle();
+    db.run("DROP TABLE ingest.default_chunks");
+    let search = db.expect_error("SELECT * FROM ingest.search('text')");
+    assert_eq!(search.code, "42P01", "{search:?}");
+    let doctor: String =
+        db.one("SELECT hint FROM ingest.doctor() WHERE \"check\" = 'target of default'");
+    for hint in [search.hint.expect("a hint"), doctor] {
+        let steps = [
+            "UPDATE ingest.documents SET pipeline = '<the other>' WHERE pipeline = 'default'",
+            "SELECT ingest.drop_pipeline('default');",
+        ];
+        for step in steps {
+            assert!(hint.contains(step), "{hint}");
+        }
+    }
+    db.run(
+        "SELECT ingest.create_pipeline('new'); UPDATE ingest.documents SET pipeline = 'new' WHERE pipeline = 'default';
+         SELECT ingest.drop_pipeline('default')",
+    );
+    db.settle();
+    assert_eq!(
+        db.one::<String>("SELECT key FROM ingest.search('text', 1, 'new')"),
+        "a"
     );
 }

@@ -50,15 +50,6 @@ fn differences(fresh: &Objects, upgraded: &Objects) -> Vec<String> {
         .collect()
 }
 
-/// A database with the SQL of an earlier release.
-fn database_of(release: &str) -> Database<'static> {
-    let db = Database::empty_in(shared_cluster(&[]));
-    db.run(&format!(
-        "CREATE EXTENSION pg_ingest VERSION '{release}' CASCADE"
-    ));
-    db
-}
-
 fn update(db: &Database) {
     db.run("ALTER EXTENSION pg_ingest UPDATE");
 }
@@ -72,7 +63,7 @@ fn an_updated_database_is_the_same_as_a_new_one() {
         fresh.len()
     );
     for release in RELEASES {
-        let db = database_of(release);
+        let db = Database::of_release(release);
         update(&db);
         let found = differences(&fresh, &objects(&db));
         assert!(
@@ -197,7 +188,7 @@ fn the_library_understands_the_calls_of_earlier_releases() {
     let now = functions(&Database::new());
     for release in RELEASES {
         // That it can be made at all says that the library has every function of it.
-        for (name, call) in functions(&database_of(release)) {
+        for (name, call) in functions(&Database::of_release(release)) {
             let other = now.get(&name).filter(|known| **known != call);
             assert!(
                 other.is_none(),

@@ -1,5 +1,9 @@
 \echo Use "ALTER EXTENSION pg_ingest UPDATE TO '0.2.0'" to load this file. \quit
 
+-- What this script says means what Postgres itself means by it: an operator or a function that somebody has put beside pgvector, and
+-- that fits better, would else be run by whoever creates the extension, and stand in the views.
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+
 -- Tables
 
 ALTER TABLE ingest.pipeline
@@ -13,6 +17,7 @@ ALTER TABLE ingest.pipeline
     ADD UNIQUE (pipeline_id, generation);
 -- Nobody has noted whether these were other ones when the vectors were made that are in the target.
 UPDATE ingest.pipeline SET reuses = false WHERE base_url IS NOT NULL OR request IS NOT NULL;
+ALTER TABLE ingest.pipeline ALTER COLUMN reuses DROP DEFAULT;
 
 ALTER TABLE ingest.documents
     ADD COLUMN watch_id       int,
@@ -39,6 +44,7 @@ DROP FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, in
 DROP FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb);
 DROP FUNCTION ingest.target_of(text);
 DROP FUNCTION ingest.pending_documents(text);
+DROP FUNCTION ingest.replace_metadata(int, text[], jsonb[]);
 
 -- What is kept. A document that is not embedded has one row in queue (waiting, in flight or waiting for its next
 -- attempt) or one in failures (settled as failed); one that has neither is embedded.
@@ -117,7 +123,9 @@ CREATE TABLE ingest.pipeline_grant (
 
 COMMENT ON TABLE ingest.pipeline_grant IS 'Roles that use a pipeline without owning it; change it with ingest.grant_pipeline() and ingest.revoke_pipeline()';
 
-SELECT pg_catalog.pg_extension_config_dump('ingest.pipeline_grant', '');
+-- A role that was dropped is a number there, which may be somebody else's elsewhere.
+SELECT pg_catalog.pg_extension_config_dump('ingest.pipeline_grant',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
 
 -- A barrier: a function in a query's WHERE must not see the rows that are left out.
 CREATE OR REPLACE VIEW ingest.visible_pipelines WITH (security_barrier) AS
@@ -155,7 +163,7 @@ BEGIN
     RAISE EXCEPTION 'permission denied for pipeline %', quote_literal(name)
         USING ERRCODE = 'insufficient_privilege',
               DETAIL = format('Role %I neither owns it nor was granted it.', current_user),
-              HINT = format('Its owner may say: SELECT ingest.grant_pipeline(%L, %L);', name, current_user);
+              HINT = format('Its owner may say: SELECT ingest.grant_pipeline(%L, %L);', name, quote_ident(current_user));
 END $$;
 
 COMMENT ON FUNCTION ingest.refuse_pipeline(text) IS 'Raises the error for a pipeline that the current role may not use, or that does not exist';
@@ -246,6 +254,28 @@ END $$;
 
 COMMENT ON FUNCTION ingest.require_read_committed(text, text, text) IS 'Raises an error in a transaction that sees only what was committed when it began';
 
+CREATE OR REPLACE FUNCTION ingest.pipeline_added() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- A dump of 0.1.0 does not say whether these were other ones when the vectors were made that are in the target.
+    NEW.reuses := NOT (current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off'
+                       AND (NEW.base_url IS NOT NULL OR NEW.request IS NOT NULL));
+    RETURN NEW;
+END $$;
+
+COMMENT ON FUNCTION ingest.pipeline_added() IS 'Whether a pipeline keeps vectors that are there: a new one does, a restored one where that is known';
+
+CREATE TRIGGER pipeline_added BEFORE INSERT ON ingest.pipeline
+    FOR EACH ROW WHEN (NEW.reuses IS NULL) EXECUTE FUNCTION ingest.pipeline_added();
+
+REVOKE ALL ON FUNCTION ingest.pipeline_added() FROM PUBLIC;
+
+CREATE FUNCTION ingest.replace_metadata(pipeline_id int, keys text[], metadata text[]) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'replace_metadata_0_2_wrapper';
+
+COMMENT ON FUNCTION ingest.replace_metadata(int, text[], text[]) IS 'Writes changed metadata, given as text, to the chunks of documents as the pipeline''s owner';
+REVOKE ALL ON FUNCTION ingest.replace_metadata(int, text[], text[]) FROM PUBLIC;
+
 CREATE OR REPLACE FUNCTION ingest.documents_inserted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -257,6 +287,15 @@ BEGIN
     IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
         PERFORM ingest.wake();
         RETURN NULL;
+    END IF;
+    -- Documents that others add have the ids to come.
+    IF EXISTS (SELECT FROM pg_roles r
+               WHERE r.rolname = CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END
+                 AND NOT (r.rolsuper OR r.rolbypassrls))
+       AND EXISTS (SELECT FROM new_rows n WHERE n.id NOT BETWEEN 1 AND (SELECT s.last_value - (NOT s.is_called)::int FROM ingest.documents_id_seq s)) THEN
+        RAISE EXCEPTION 'a document has an id that is still to be given' USING ERRCODE = 'generated_always',
+            DETAIL = format('Ids up to %s have been given.', (SELECT s.last_value - (NOT s.is_called)::int FROM ingest.documents_id_seq s)),
+            HINT = 'Leave out id, or OVERRIDING SYSTEM VALUE; your own name for a document is its key.';
     END IF;
     IF ingest.has_old_snapshot() THEN
         PERFORM ingest.refuse_old_snapshot(NULL, ARRAY(SELECT DISTINCT n.pipeline FROM new_rows n));
@@ -319,6 +358,26 @@ BEGIN
         END LOOP;
     END IF;
 END $$;
+
+CREATE OR REPLACE FUNCTION ingest.hold_for_restore() RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'hold_for_restore_wrapper';
+
+COMMENT ON FUNCTION ingest.hold_for_restore() IS 'Keeps workers from claiming while a dump is restored, until the session ends';
+
+REVOKE ALL ON FUNCTION ingest.hold_for_restore() FROM PUBLIC;
+
+CREATE OR REPLACE FUNCTION ingest.queue_restored() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- Until the session that restores ends: the target's keys and sequences come later in the dump than its rows.
+    IF current_setting('check_function_bodies') = 'off' AND current_setting('row_security') = 'off' THEN
+        PERFORM ingest.hold_for_restore();
+    END IF;
+    PERFORM ingest.wake();
+    RETURN NULL;
+END $$;
+
+DROP FUNCTION ingest.restore_lock();
 
 CREATE OR REPLACE FUNCTION ingest.documents_deleted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -414,7 +473,7 @@ BEGIN
 
     -- New metadata alone costs no request. A document in flight carries the old metadata: it is taken back.
     FOR relabelled IN
-        SELECT p.pipeline_id, array_agg(n.id) AS ids, array_agg(n.key) AS keys, array_agg(n.metadata) AS metadata
+        SELECT p.pipeline_id, array_agg(n.id) AS ids, array_agg(n.key) AS keys, array_agg(n.metadata::text) AS metadata
         FROM old_rows o JOIN new_rows n ON n.id = o.id JOIN ingest.pipeline p ON p.name = n.pipeline
         WHERE n.metadata IS DISTINCT FROM o.metadata AND n.content IS NOT DISTINCT FROM o.content
           AND n.pipeline = o.pipeline AND n.key = o.key
@@ -555,6 +614,20 @@ COMMENT ON VIEW ingest.pipelines IS 'The definitions of the pipelines that you o
 
 COMMENT ON COLUMN ingest.pipelines.granted_to IS 'roles that grant_pipeline() let in';
 COMMENT ON COLUMN ingest.pipelines.language IS 'the text search configuration of hybrid_search() and its index';
+CREATE OR REPLACE VIEW ingest.claims WITH (security_barrier) AS
+SELECT q.pipeline_id FROM ingest.queue q
+WHERE q.claimed_by IS NOT NULL AND q.pipeline_id IN (SELECT v.pipeline_id FROM ingest.visible_pipelines v);
+
+COMMENT ON VIEW ingest.claims IS 'Behind claimed_documents(): a row for each document that a worker holds, of the pipelines that you see';
+
+-- Documents in flight are few, whatever the length of the queue; the settings keep a planner without statistics from
+-- reading all of it. A plain index scan also marks the entries of finished documents dead, a bitmap scan would not.
+CREATE OR REPLACE FUNCTION ingest.claimed_documents() RETURNS TABLE (pipeline_id int, claimed bigint)
+LANGUAGE sql STABLE ROWS 10
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    SELECT c.pipeline_id, count(*) FROM ingest.claims c GROUP BY c.pipeline_id
+$$;
+
 -- Of all pipelines that the role sees, those that are being rebuilt and their rebuilds, which have their name.
 CREATE OR REPLACE VIEW ingest.progress_of_all WITH (security_barrier) AS
 WITH counted AS (
@@ -592,7 +665,8 @@ SELECT n.name AS pipeline,
             THEN make_interval(secs => ceil(60 * n.queued_bytes / 4.0 / n.target_tpm)) + coalesce(n.cooling_down, interval '0')
             END AS eta,
        ingest.cost_usd(n.model, n.tokens) AS cost_usd,
-       coalesce(n.blocked_error, n.problem,
+       coalesce(CASE WHEN starts_with(n.blocked_error, 'the host or key of the pipeline cannot be used') AND NOT pg_has_role(n.owner::oid, 'USAGE')
+                     THEN 'the host or key of the pipeline cannot be used: its owner can see why' ELSE n.blocked_error END, n.problem,
                 (SELECT f.message FROM ingest.failures f
                  WHERE f.pipeline = n.name AND f.rebuild = (n.successor_of IS NOT NULL)
                  ORDER BY f.last_failed_at DESC LIMIT 1)) AS last_error,
@@ -766,17 +840,17 @@ $$;
 
 COMMENT ON FUNCTION ingest.next_name(regclass) IS 'The name of the table that is built beside a target: <target>_next, or a free one like it';
 
-CREATE OR REPLACE FUNCTION ingest.next_table(target regclass, name text) RETURNS text
+CREATE OR REPLACE FUNCTION ingest.next_table(target regclass, schema text, name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('CREATE %s TABLE %s.%I (LIKE %s INCLUDING ALL)%s%s', CASE c.relpersistence WHEN 'u' THEN 'UNLOGGED' END,
-                  c.relnamespace::regnamespace, name, target,
+    SELECT format('CREATE %s TABLE %I.%I (LIKE %s INCLUDING ALL)%s%s', CASE c.relpersistence WHEN 'u' THEN 'UNLOGGED' END,
+                  schema, name, target,
                   ' WITH (' || (SELECT string_agg(format('%s = %L', split_part(o, '=', 1), substr(o, strpos(o, '=') + 1)), ', ')
                                 FROM unnest(c.reloptions) AS o) || ')',
                   ' TABLESPACE ' || (SELECT quote_ident(s.spcname) FROM pg_tablespace s WHERE s.oid = c.reltablespace))
     FROM pg_class c WHERE c.oid = target
 $$;
 
-COMMENT ON FUNCTION ingest.next_table(regclass, text) IS 'The statement that makes the table that is built beside a target';
+COMMENT ON FUNCTION ingest.next_table(regclass, text, text) IS 'The statement that makes the table that is built beside a target';
 
 -- The table and the sequences that belong to its columns.
 CREATE OR REPLACE FUNCTION ingest.relations_of(target regclass)
@@ -809,9 +883,6 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         UNION ALL
         SELECT 4, format('ALTER TABLE %s ADD CONSTRAINT %I %s', next, c.conname, pg_get_constraintdef(c.oid))
         FROM pg_constraint c WHERE c.conrelid = target AND c.contype = 'f' AND c.conparentid = 0
-        UNION ALL
-        SELECT 5, format('ALTER TABLE %s OWNER TO %s', next, o.relowner::regrole)
-        FROM pg_class o, pg_class n WHERE o.oid = target AND n.oid = next AND n.relowner <> o.relowner
     ) AS s(step, statement)
     ORDER BY step
 $$;
@@ -841,7 +912,7 @@ COMMENT ON FUNCTION ingest.indexes_of(regclass) IS 'A table''s indexes, with a d
 
 CREATE OR REPLACE FUNCTION ingest.missing_indexes(target regclass, next regclass) RETURNS SETOF text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('CREATE INDEX ON %s USING %I (%I %s.%I)%s', next, o.method, a.attname, n.nspname::regnamespace, y.typname || '_' || o.opclass,
+    SELECT format('CREATE INDEX ON %s USING %I (%I %s.%I)%s', next, o.method, a.attname, n.oid::regnamespace, y.typname || '_' || o.opclass,
                   ' WITH (' || array_to_string(o.options, ', ') || ')')
     FROM ingest.indexes_of(target) o
     JOIN pg_attribute a ON a.attrelid = next AND a.attname = ingest.embedding_of(target)
@@ -854,7 +925,7 @@ COMMENT ON FUNCTION ingest.missing_indexes(regclass, regclass) IS 'Statements th
 
 -- Everything that a user has put on the table and LIKE does not copy goes over in the moment of the switch. The old table is
 -- dropped first, so that its names are free; without CASCADE, so that nothing that came meanwhile goes with it.
-CREATE OR REPLACE FUNCTION ingest.swap_statements(target regclass, next regclass) RETURNS SETOF text
+CREATE OR REPLACE FUNCTION ingest.swap_statements(target regclass, next regclass) RETURNS TABLE (renames boolean, statement text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH o AS (
         SELECT c.*, format('%s.%I', c.relnamespace::regnamespace, c.relname) AS place FROM pg_class c WHERE c.oid = target
@@ -863,7 +934,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                CASE r.kind WHEN 'TABLE' THEN o.place ELSE r.relation::text END AS place
         FROM ingest.relations_of(target) r, o
     )
-    SELECT statement FROM (
+    SELECT s.step BETWEEN 3 AND 5, s.statement FROM (
         -- A sequence that a default reads stays, and goes with the new table's column.
         SELECT 1, format('ALTER SEQUENCE %s OWNED BY %s.%I', r.relation, next, r.of_column)
         FROM ingest.relations_of(target) r WHERE r.deptype = 'a'
@@ -922,10 +993,38 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         SELECT 8, format('ALTER PUBLICATION %I ADD TABLE %s', p.pubname, o.place)
         FROM o JOIN pg_publication_rel r ON r.prrelid = o.oid JOIN pg_publication p ON p.oid = r.prpubid
     ) AS s(step, statement)
-    ORDER BY step
+    ORDER BY s.step
 $$;
 
-COMMENT ON FUNCTION ingest.swap_statements(regclass, regclass) IS 'What gives the table beside a target its name, rights, policies and comments, and drops the target';
+COMMENT ON FUNCTION ingest.swap_statements(regclass, regclass) IS 'What gives the table beside a target its name, rights, policies and comments, and drops the target; renames: whether it needs the right to create in the schema';
+
+-- LIKE has copied the old table as it was when the rebuild began. Vectors' indexes are made in the end; of full text, where the
+-- language allows it, as ever.
+CREATE OR REPLACE FUNCTION ingest.came_meanwhile(target regclass, next regclass) RETURNS SETOF text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH parts (relation, part) AS (
+        SELECT a.attrelid::regclass, format('column %I %s%s%s', a.attname, format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN ' NOT NULL' END,
+                                            ' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid))
+        FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid IN (target, next) AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> ingest.embedding_of(target)
+        UNION ALL
+        SELECT c.conrelid::regclass, format('constraint %s', pg_get_constraintdef(c.oid))
+        FROM pg_constraint c WHERE c.conrelid IN (target, next) AND c.contype IN ('c', 'f', 'p', 'u', 'x')
+        UNION ALL
+        SELECT r.oid::regclass, format('index %s', x.description)
+        FROM pg_class r, LATERAL ingest.indexes_of(r.oid) x
+        WHERE r.oid IN (target, next) AND NOT x.on_embedding AND strpos(x.description, 'to_tsvector(') = 0
+        UNION ALL
+        SELECT r.oid::regclass, format('storage parameter %s', o) FROM pg_class r, unnest(r.reloptions) AS o WHERE r.oid IN (target, next)
+        UNION ALL
+        SELECT r.oid::regclass, format('owner %s', r.relowner::regrole) FROM pg_class r WHERE r.oid IN (target, next)
+    )
+    (SELECT p.part FROM parts p WHERE p.relation = target EXCEPT SELECT p.part FROM parts p WHERE p.relation = next)
+    UNION ALL
+    (SELECT p.part || ' (gone)' FROM parts p WHERE p.relation = next EXCEPT SELECT p.part || ' (gone)' FROM parts p WHERE p.relation = target)
+$$;
+
+COMMENT ON FUNCTION ingest.came_meanwhile(regclass, regclass) IS 'What a target has, or has no more, otherwise than the table that was made beside it';
 
 -- Keeps everybody out who could change what a pipeline's documents or chunks are, in the order in which a worker locks.
 CREATE OR REPLACE FUNCTION ingest.hold_pipeline(pipeline_id int) RETURNS void
@@ -1002,6 +1101,7 @@ BEGIN
     IF successor IS NULL THEN
         RETURN;
     END IF;
+    PERFORM ingest.require_read_committed('giving up a rebuild', 'does not see all that is queued for it');
     LOCK TABLE ingest.documents IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM ingest.queue q WHERE q.pipeline_id = successor;
     DELETE FROM ingest.pipeline p WHERE p.pipeline_id = successor RETURNING p.* INTO gone;
@@ -1014,7 +1114,7 @@ END $$;
 COMMENT ON FUNCTION ingest.remove_successor(int) IS 'Deletes what is known of a pipeline''s successor, but for its table';
 
 CREATE OR REPLACE FUNCTION ingest.new_failures(pipeline_id int) RETURNS bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(*)
     FROM ingest.pipeline s JOIN ingest.failures f ON f.pipeline = s.name AND f.rebuild
     WHERE s.successor_of = new_failures.pipeline_id
@@ -1060,6 +1160,15 @@ $$;
 
 COMMENT ON FUNCTION ingest.successor_is_level(int) IS 'Whether all that waits for a successor waits for its pipeline, too';
 
+CREATE OR REPLACE FUNCTION ingest.failed_anew(successor int) RETURNS text[]
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(array_agg(f.key), '{}')
+    FROM ingest.pipeline s JOIN ingest.failures f ON f.pipeline = s.name AND f.rebuild
+    WHERE s.pipeline_id = successor AND NOT s.accepts_failures
+$$;
+
+COMMENT ON FUNCTION ingest.failed_anew(int) IS 'Keys of the documents that failed in a successor, unless that is accepted';
+
 -- Before the tables are swapped. What is on its way into either table is waited for first, so that the statements after see it.
 CREATE OR REPLACE FUNCTION ingest.hold_for_switch(successor int) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -1088,10 +1197,10 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     replaced int := (SELECT s.successor_of FROM ingest.pipeline s WHERE s.pipeline_id = successor);
     waiting bigint[] := ARRAY(SELECT ingest.waiting_for(successor));
+    superseded bigint[] := ARRAY(SELECT ingest.waiting_for(replaced));
 BEGIN
-    DELETE FROM ingest.queue q WHERE q.pipeline_id = replaced AND q.claimed_by IS NULL AND q.retry_at IS NULL;
-    DELETE FROM ingest.queue q WHERE q.claimed_by IS NOT NULL AND q.pipeline_id = replaced;
-    DELETE FROM ingest.queue q WHERE q.retry_at IS NOT NULL AND q.pipeline_id = replaced;
+    -- By key: a row that another worker claims or frees meanwhile is in one part of the queue or in another.
+    DELETE FROM ingest.queue q WHERE q.document_id = ANY (superseded) AND q.pipeline_id = replaced;
     UPDATE ingest.queue q SET pipeline_id = replaced, claimed_by = NULL, claim_token = NULL
     WHERE q.document_id = ANY (waiting) AND q.pipeline_id = successor;
 END $$;
@@ -1139,7 +1248,11 @@ COMMENT ON FUNCTION ingest.finish_rebuild(text) IS 'Has a rebuild take the old o
 CREATE OR REPLACE VIEW ingest.rebuilds WITH (security_barrier) AS
 SELECT a.pipeline, p.model, p.dimensions, p.chunk_tokens, p.chunk_overlap, p.splitter, p.target,
        CASE WHEN a.state IN ('paused', 'blocked') OR a.pending + a.in_flight > 0 THEN a.state
-            WHEN NOT p.accepts_failures AND ingest.new_failures(p.successor_of) > 0 THEN 'failed'
+            WHEN NOT p.accepts_failures
+                 AND EXISTS (SELECT FROM ingest.failures f
+                             WHERE f.pipeline = p.name AND f.rebuild
+                               AND NOT EXISTS (SELECT FROM ingest.failures o WHERE o.document_id = f.document_id AND NOT o.rebuild))
+            THEN 'failed'
             ELSE 'switching' END AS state,
        a.documents, a.embedded, a.pending, a.in_flight, a.failed, a.percent, a.bar, a.chunks, a.tokens, a.documents_per_minute,
        a.tokens_per_minute, a.eta, a.cost_usd, a.last_error, p.created_at AS started_at
@@ -1153,12 +1266,13 @@ COMMENT ON COLUMN ingest.rebuilds.target IS 'the table of the new vectors, which
 COMMENT ON COLUMN ingest.rebuilds.state IS 'running, cooling_down, paused, blocked, failed (documents fail that are embedded now: retry(), finish_rebuild() or cancel_rebuild()), or switching (the index is built, and the table is waited for)';
 COMMENT ON COLUMN ingest.rebuilds.percent IS 'embedded of documents';
 COMMENT ON COLUMN ingest.rebuilds.last_error IS 'why it is blocked, else the latest failure';
-REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclass, oid), ingest.next_name(regclass), ingest.next_table(regclass, text),
+REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclass, oid), ingest.next_name(regclass), ingest.next_table(regclass, text, text),
     ingest.relations_of(regclass), ingest.next_statements(regclass, regclass, text), ingest.indexes_of(regclass),
     ingest.missing_indexes(regclass, regclass), ingest.swap_statements(regclass, regclass), ingest.hold_pipeline(int),
     ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.former_target(int), ingest.queue_for_successor(int),
     ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.successor_is_level(int),
-    ingest.hold_for_switch(int), ingest.carry_queue(int), ingest.take_place(int) FROM PUBLIC;
+    ingest.came_meanwhile(regclass, regclass), ingest.failed_anew(int), ingest.hold_for_switch(int), ingest.carry_queue(int),
+    ingest.take_place(int), ingest.new_failures(int) FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION ingest.retry_failures(pipelines int[], key text, error_class text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -1213,13 +1327,18 @@ BEGIN
     RETURN queued_again;
 END $$;
 
+-- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
+CREATE OR REPLACE VIEW ingest.pending WITH (security_barrier) AS
+SELECT p.pipeline_id,
+       t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')
+                + CASE WHEN p.successor_of IS NULL THEN 0 ELSE 1 END AS documents
+FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.visible_pipelines v USING (pipeline_id);
+
+COMMENT ON VIEW ingest.pending IS 'Behind pending_documents(): what is pending in the pipelines that you see';
+
 CREATE OR REPLACE FUNCTION ingest.pending_documents(pipelines int[]) RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    -- A rebuild is pending until it has taken the old one's place, and a watched table until all of it has been read.
-    SELECT coalesce(sum(t.queued + (SELECT count(*) FROM ingest.watch w WHERE w.pipeline_id = p.pipeline_id AND w.phase <> 'done')), 0)::bigint
-           + count(p.successor_of)
-    FROM ingest.totals t JOIN ingest.pipeline p USING (pipeline_id)
-    WHERE t.pipeline_id = ANY (pending_documents.pipelines)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(sum(p.documents), 0)::bigint FROM ingest.pending p WHERE p.pipeline_id = ANY (pending_documents.pipelines)
 $$;
 
 COMMENT ON FUNCTION ingest.pending_documents(int[]) IS 'Documents waiting or in flight in these pipelines, rebuilds among them that have not ended, and watched tables being read';
@@ -1367,7 +1486,8 @@ BEGIN
         "check" := format('target of %s', p.name);
         ok := EXISTS (SELECT FROM pg_class WHERE oid = p.target);
         detail := p.target::text;
-        hint := CASE WHEN NOT ok THEN format('The table was dropped: SELECT ingest.drop_pipeline(%L); and create it again.', p.name) END;
+        hint := CASE WHEN NOT ok THEN format('The table was dropped. Create another pipeline; UPDATE ingest.documents SET pipeline = ''<the other>'' '
+                                             'WHERE pipeline = %1$L; then SELECT ingest.drop_pipeline(%1$L);', p.name) END;
         RETURN NEXT;
     END LOOP;
 
@@ -1381,10 +1501,22 @@ BEGIN
     END LOOP;
 
     -- That no worker runs is said above.
-    FOR p IN SELECT * FROM ingest.progress g WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem LOOP
+    FOR p IN
+        SELECT g.*, h.heir FROM ingest.progress g
+        -- REASSIGN OWNED gives the target to another role, and not the pipeline.
+        LEFT JOIN LATERAL (
+            SELECT c.relowner::regrole::text AS heir FROM ingest.pipelines l JOIN pg_class c ON c.oid = l.target
+            WHERE l.name = g.pipeline AND c.relowner <> l.owner::oid
+              AND (NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = l.owner::oid)
+                   OR NOT has_table_privilege(l.owner::oid, c.oid, 'INSERT') OR NOT has_table_privilege(l.owner::oid, c.oid, 'DELETE'))
+        ) AS h ON true
+        WHERE g.state IN ('blocked', 'paused') AND g.last_error IS DISTINCT FROM problem
+    LOOP
         "check" := format('state of %s', p.pipeline); ok := p.state <> 'blocked';
         detail := p.state || coalesce(': ' || p.last_error, '');
-        hint := format('SELECT ingest.resume(%L);', p.pipeline);
+        hint := CASE WHEN p.state = 'blocked' AND p.heir IS NOT NULL
+                     THEN format('Its target belongs to %s, who gets the pipeline, too, by SELECT ingest.set_owner(%L, %L); ', p.heir, p.pipeline, p.heir)
+                          || 'then ' ELSE '' END || format('SELECT ingest.resume(%L);', p.pipeline);
         RETURN NEXT;
     END LOOP;
 
@@ -1415,6 +1547,12 @@ LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp 
 
 COMMENT ON FUNCTION ingest.text_search_of(text, text) IS 'The tsvector of a chunk, as SQL over its row, as the full-text index on a target has it';
 
+CREATE OR REPLACE FUNCTION ingest.refuse_strange(pipeline text, target regclass, layout text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'refuse_strange_wrapper';
+
+COMMENT ON FUNCTION ingest.refuse_strange(text, regclass, text)
+    IS 'Raises an error where reading a target would run code of its owner: it is a view by now, or a column has a type of somebody''s own';
+
 CREATE OR REPLACE FUNCTION ingest.searched(pipeline text)
 RETURNS TABLE (target regclass, layout text, dimensions int, language text, vector_type text, distance text,
                id text, key text, chunk_no text, content text, metadata text, filtered text, embedding text)
@@ -1429,8 +1567,10 @@ BEGIN
         FROM ingest.target_of(pipeline) AS t JOIN pg_class r ON r.oid = t.target CROSS JOIN ingest.columns_of(t.layout) AS c;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the target table of pipeline % was dropped', quote_literal(searched.pipeline) USING ERRCODE = 'undefined_table',
-            HINT = format('SELECT ingest.drop_pipeline(%L); then create it again.', searched.pipeline);
+            HINT = format('Create another pipeline; UPDATE ingest.documents SET pipeline = ''<the other>'' WHERE pipeline = %1$L; then SELECT '
+                          'ingest.drop_pipeline(%1$L);', searched.pipeline);
     END IF;
+    PERFORM ingest.refuse_strange(searched.pipeline, t.target, t.layout) FROM ingest.target_of(searched.pipeline) AS t;
 END $$;
 
 COMMENT ON FUNCTION ingest.searched(text) IS 'Where the pipeline of this name keeps its chunks, and what a query over them is written with; an error when there is nothing to search';
@@ -1470,6 +1610,23 @@ END $$;
 
 COMMENT ON FUNCTION ingest.restore_scan(text[]) IS 'Puts back what widen_scan() changed';
 
+-- By an index only ef_search rows, hnsw.max_scan_tuples or the lists probed are looked at; of these a filter or a policy may leave
+-- fewer than k. Then all rows are compared one by one, which takes no memory that grows with the table, as a longer scan of
+-- the index does.
+CREATE OR REPLACE FUNCTION ingest.nearest(chunk text, target text, condition text, k text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format(
+        'WITH by_index AS MATERIALIZED ('
+        '    SELECT %1$s FROM %2$s AS c WHERE %3$s ORDER BY distance LIMIT %4$s'
+        '), one_by_one AS ('
+        '    SELECT r.* FROM (SELECT %1$s FROM %2$s AS c WHERE (%3$s) AND (SELECT count(*) FROM by_index) < %4$s) AS r'
+        '    ORDER BY r.distance + 0 LIMIT %4$s'
+        ') SELECT * FROM by_index WHERE (SELECT count(*) FROM by_index) >= %4$s UNION ALL TABLE one_by_one',
+        chunk, target, condition, k)
+$$;
+
+COMMENT ON FUNCTION ingest.nearest(text, text, text, text) IS 'The query for the k chunks of a target that are nearest, among those of a condition; the last column of chunk is called distance';
+
 -- Reciprocal rank fusion as in the Supabase guide on hybrid search: of two lists of 2k chunks, each gives its n-th chunk
 -- weight / (rrf_k + n). (The guide's lists end at 60.)
 CREATE OR REPLACE FUNCTION ingest.hybrid_search(
@@ -1481,6 +1638,7 @@ DECLARE
     t record;
     vector real[];
     before text[];
+    identity text;
     chunk text;
 BEGIN
     PERFORM ingest.check_k(k);
@@ -1494,23 +1652,26 @@ BEGIN
     vector := ingest.embed_for_search(query, pipeline);
     SELECT * INTO t FROM ingest.searched(pipeline);
     before := ingest.widen_scan(2 * k::bigint, filter IS NOT NULL);
-    chunk := format('SELECT %s AS id, %s AS key, %s AS chunk_no, %s AS content, %s AS metadata, %s %s $1::%s AS distance',
-                    t.id, t.key, t.chunk_no, t.content, t.metadata, t.embedding, t.distance, t.vector_type);
+    -- In a table that somebody else made several chunks may have the same key and place, or none.
+    SELECT CASE r.relkind WHEN 'f' THEN t.id ELSE 'c.tableoid::text || c.ctid::text' END INTO identity FROM pg_class r WHERE r.oid = t.target;
+    chunk := format('%s AS itself, %s AS id, %s AS key, %s AS chunk_no, %s AS content, %s AS metadata, %s %s $1::%s AS distance',
+                    identity, t.id, t.key, t.chunk_no, t.content, t.metadata, t.embedding, t.distance, t.vector_type);
     RETURN QUERY EXECUTE format(
         'WITH near AS ('
-        '    %1$s, 0::real AS rank FROM %2$s AS c WHERE $3 IS NULL OR %3$s @> $3 ORDER BY distance LIMIT $4'
+        '    SELECT n.*, 0::real AS rank FROM (%6$s) AS n'
         '), matching AS ('
-        '    %1$s, ts_rank_cd(%4$s, websearch_to_tsquery(%5$L::regconfig, $2)) AS rank FROM %2$s AS c'
+        '    SELECT %1$s, ts_rank_cd(%4$s, websearch_to_tsquery(%5$L::regconfig, $2)) AS rank FROM %2$s AS c'
         '    WHERE %4$s @@ websearch_to_tsquery(%5$L::regconfig, $2) AND ($3 IS NULL OR %3$s @> $3) ORDER BY rank DESC, id LIMIT $4'
         '), places AS ('
         '    SELECT n.*, $6 / ($7 + row_number() OVER (ORDER BY n.distance, n.id)) AS part FROM near AS n UNION ALL'
         '    SELECT m.*, $5 / ($7 + row_number() OVER (ORDER BY m.rank DESC, m.id)) FROM matching AS m'
         '), fused AS ('
         '    SELECT p.*, sum(p.part) OVER same AS score, row_number() OVER same AS copy FROM places AS p'
-        '    WINDOW same AS (PARTITION BY p.id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)'
+        '    WINDOW same AS (PARTITION BY p.itself ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)'
         ') SELECT f.key, f.chunk_no, f.content, f.metadata, 1 - f.distance, f.score FROM fused AS f WHERE f.copy = 1'
         '  ORDER BY f.score DESC, f.distance, f.id LIMIT $8',
-        chunk, t.target, t.filtered, ingest.text_search_of(t.layout, t.language), t.language)
+        chunk, t.target, t.filtered, ingest.text_search_of(t.layout, t.language), t.language,
+        ingest.nearest(chunk, t.target::text, format('$3 IS NULL OR %s @> $3', t.filtered), '$4'))
         USING vector, query, filter, 2 * k::bigint, full_text_weight, semantic_weight, rrf_k, k;
     PERFORM ingest.restore_scan(before);
 END $$;
@@ -1529,6 +1690,8 @@ DECLARE
     table_name text;
     id_column record;
     present record;
+    signature text;
+    given text;
 BEGIN
     IF pipeline IS NULL OR function_name IS NULL THEN
         RAISE EXCEPTION 'create_match_function() needs the name of a pipeline and of a function' USING ERRCODE = 'null_value_not_allowed';
@@ -1553,15 +1716,16 @@ BEGIN
     END IF;
 
     -- PostgREST cannot choose between functions of one name.
-    SELECT f.oid::regprocedure AS signature, coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
-           f.proallargtypes[5] = id_column.type::regtype AS same
+    SELECT f.oid::regprocedure AS signature, pg_get_userbyid(f.proowner) = current_user
+               AND coalesce(obj_description(f.oid, 'pg_proc') LIKE marker || '%', false) AS ours,
+           f.proallargtypes[5] = id_column.type::regtype AS same, f.proowner, coalesce(f.proacl, acldefault('f', f.proowner)) AS acl
     INTO present
     FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
     WHERE n.nspname = parts[1] AND f.proname = parts[2]
     ORDER BY ours LIMIT 1;
     IF FOUND AND NOT present.ours THEN
         RAISE EXCEPTION 'function % already exists', qualified USING ERRCODE = 'duplicate_function',
-            DETAIL = format('There is %s, which pg_ingest did not make.', present.signature),
+            DETAIL = format('There is %s, which pg_ingest did not make for role %I.', present.signature, current_user),
             HINT = format('Give another function_name, or DROP FUNCTION %s;', present.signature);
     ELSIF FOUND AND NOT present.same THEN
         EXECUTE format('DROP FUNCTION %s', present.signature);
@@ -1580,20 +1744,38 @@ BEGIN
         CASE WHEN current_setting('hnsw.iterative_scan', true) IS NOT NULL THEN 'SET hnsw.iterative_scan = strict_order' END,
         format(E'\nBEGIN\n'
                '    RETURN QUERY SELECT m.id, m.content, m.metadata, 1 - m.distance FROM (\n'
-               '        SELECT %1$s AS id, %2$s AS content, %3$s AS metadata, %5$s %6$s $1::%7$s AS distance\n'
-               '        FROM %8$s AS c\n'
-               '        WHERE coalesce($3, %9$L) = %9$L OR %4$s @> $3\n'
-               '        ORDER BY %5$s %6$s $1::%7$s\n'
-               '        LIMIT coalesce($2, 1000)\n'
+               '        %s\n'
                '    ) AS m\n'
                '    WHERE $4 IS NULL OR 1 - m.distance > $4\n'
                '    ORDER BY m.distance;\n'
                'END ',
-               id_column.value, t.content, t.metadata, t.filtered, t.embedding, t.distance, t.vector_type, table_name, '{}'));
+               ingest.nearest(format('%s AS id, %s AS content, %s AS metadata, %s %s $1::%s AS distance', id_column.value, t.content,
+                                     t.metadata, t.embedding, t.distance, t.vector_type),
+                              table_name, format('coalesce($3, %1$L) = %1$L OR %2$s @> $3', '{}', t.filtered), 'coalesce($2, 1000)')));
     EXECUTE format('COMMENT ON FUNCTION %s(%s.vector, integer, jsonb, double precision) IS %L', qualified, vectors,
                    marker || format('the chunks of pipeline %L nearest to query_embedding, match_count of them (1000 when null), among those '
                                     'whose metadata contains filter, more similar than match_threshold if given. Runs with its '
                                     'caller''s rights: call it who may SELECT from %s and use its schema', pipeline, table_name));
+    -- Who could call the one that was dropped can call this one, and nobody else.
+    IF NOT present.same THEN
+        signature := format('%s(%s.vector, integer, jsonb, double precision)', qualified, vectors);
+        FOR given IN
+            SELECT s.statement FROM (
+                SELECT 1, format('REVOKE ALL ON FUNCTION %s FROM %s', signature,
+                                 CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
+                FROM pg_proc f, aclexplode(coalesce(f.proacl, acldefault('f', f.proowner))) a
+                WHERE f.oid = signature::regprocedure AND a.grantee <> f.proowner
+                UNION ALL
+                SELECT 2, format('GRANT EXECUTE ON FUNCTION %s TO %s%s', signature,
+                                 CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+                                 CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
+                FROM aclexplode(present.acl) a WHERE a.grantee <> present.proowner
+            ) AS s(step, statement)
+            ORDER BY s.step
+        LOOP
+            EXECUTE given;
+        END LOOP;
+    END IF;
 END $$;
 
 COMMENT ON FUNCTION ingest.create_match_function(text, text)
@@ -1609,10 +1791,11 @@ DECLARE
     vector real[];
 BEGIN
     LOOP
-        SELECT t.generation, t.target::text AS place INTO asked FROM ingest.target_of(pipeline) AS t;
+        SELECT t.generation, t.target, t.layout, t.target::text AS place INTO asked FROM ingest.target_of(pipeline) AS t;
         -- A table that is gone has a number and no name.
         IF asked.place !~ '^[0-9]+$' THEN
             vector := ingest.embed_array(query, pipeline);
+            PERFORM ingest.refuse_strange(pipeline, asked.target, asked.layout);
             EXECUTE format('SELECT FROM %s WHERE false', asked.place);
         END IF;
         SELECT t.generation INTO present FROM ingest.target_of(pipeline) AS t;
@@ -1641,9 +1824,10 @@ BEGIN
     SELECT * INTO t FROM ingest.searched(pipeline);
     before := ingest.widen_scan(k, filter IS NOT NULL);
     RETURN QUERY EXECUTE format(
-        'SELECT %1$s, %2$s, %3$s, %4$s, 1 - (%6$s %7$s $1::%8$s) FROM %9$s AS c'
-        ' WHERE $3 IS NULL OR %5$s @> $3 ORDER BY %6$s %7$s $1::%8$s LIMIT $2',
-        t.key, t.chunk_no, t.content, t.metadata, t.filtered, t.embedding, t.distance, t.vector_type, t.target)
+        'SELECT n.key, n.chunk_no, n.content, n.metadata, 1 - n.distance FROM (%s) AS n ORDER BY n.distance',
+        ingest.nearest(format('%s AS key, %s AS chunk_no, %s AS content, %s AS metadata, %s %s $1::%s AS distance',
+                              t.key, t.chunk_no, t.content, t.metadata, t.embedding, t.distance, t.vector_type),
+                       t.target::text, format('$3 IS NULL OR %s @> $3', t.filtered), '$2'))
         USING vector, k, filter;
     PERFORM ingest.restore_scan(before);
 END $$;
@@ -2440,32 +2624,72 @@ CREATE POLICY own_pipelines ON ingest.failures FOR SELECT
 
 COMMENT ON POLICY own_pipelines ON ingest.failures IS 'Failures of pipelines that the role owns or was granted';
 
--- Whoever was given the documents saw those of all pipelines, and goes on so.
+-- A pipeline is granted whole: to whoever could see and change the documents of all of them.
 INSERT INTO ingest.pipeline_grant (pipeline_id, grantee)
 SELECT DISTINCT p.pipeline_id, a.grantee::regrole
 FROM ingest.pipeline p, pg_catalog.pg_class c, aclexplode(c.relacl) a
-WHERE c.oid = 'ingest.documents'::regclass AND a.grantee <> 0 AND a.grantee <> c.relowner
-  AND a.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE');
+WHERE c.oid = 'ingest.documents'::regclass AND a.grantee NOT IN (0, c.relowner)
+  AND has_schema_privilege(a.grantee, 'ingest', 'USAGE')
+  AND has_table_privilege(a.grantee, c.oid, 'SELECT') AND has_table_privilege(a.grantee, c.oid, 'INSERT')
+  AND has_table_privilege(a.grantee, c.oid, 'UPDATE') AND has_table_privilege(a.grantee, c.oid, 'DELETE');
 
--- The rights that are given below are for everybody; default privileges may have given others on what was made above.
+-- The rights that are given below are for everybody. Others were given by an administrator or by default privileges.
 DO $$
 DECLARE
+    former record;
     given text;
 BEGIN
-    FOR given IN
-        WITH object (kind, name, acl, owner) AS (
-            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text, c.relacl, c.relowner
-            FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
+    FOR former IN
+        WITH relation AS (
+            SELECT c.* FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
             JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
-            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'v', 'S')
-            UNION ALL
-            SELECT 'FUNCTION', f.oid::regprocedure::text, f.proacl, f.proowner
-            FROM pg_proc f WHERE f.pronamespace = 'ingest'::regnamespace
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'v')
+        ), given AS (
+            SELECT r.oid, r.relowner, a.grantee FROM relation r, aclexplode(r.relacl) a
+            UNION
+            SELECT r.oid, r.relowner, a.grantee FROM relation r JOIN pg_attribute c ON c.attrelid = r.oid, aclexplode(c.attacl) a
         )
-        SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', o.kind, o.name,
-                               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
-        FROM object o, aclexplode(o.acl) a
-        WHERE a.grantee <> o.owner AND (a.grantee <> 0 OR o.kind <> 'FUNCTION')
+        SELECT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE 'role ' || quote_ident(pg_get_userbyid(g.grantee)) END AS who,
+               CASE g.grantee WHEN 0 THEN '…' ELSE quote_ident(pg_get_userbyid(g.grantee)) END AS named,
+               string_agg(format('ingest.%I', c.relname), ', ' ORDER BY c.relname) AS relations
+        FROM given g JOIN pg_class c USING (oid)
+        WHERE g.grantee <> g.relowner
+          AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = g.grantee AND (r.rolsuper OR r.rolbypassrls))
+          AND EXISTS (SELECT FROM ingest.pipeline p
+                      WHERE g.grantee = 0
+                         OR NOT pg_has_role(g.grantee, p.owner::oid, 'USAGE')
+                            AND NOT EXISTS (SELECT FROM ingest.pipeline_grant u
+                                            WHERE u.pipeline_id = p.pipeline_id AND pg_has_role(g.grantee, u.grantee::oid, 'USAGE')))
+        GROUP BY g.grantee
+    LOOP
+        RAISE WARNING '% loses its rights on %', former.who, former.relations
+            USING DETAIL = 'A role now sees and changes what belongs to pipelines that it owns or was granted. They were granted to '
+                           'roles that had SELECT, INSERT, UPDATE and DELETE on ingest.documents.',
+                  HINT = format('To let it see and change the documents of all pipelines: SELECT ingest.grant_pipeline(name, %L) '
+                                'FROM ingest.pipelines;', former.named);
+    END LOOP;
+    FOR given IN
+        WITH member AS (
+            SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_ingest'
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+        ), relation AS (
+            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, c.*
+            FROM member m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid WHERE c.relkind IN ('r', 'v', 'S')
+        ), given (kind, name, owner, grantee) AS (
+            SELECT r.kind, r.oid::regclass::text, r.relowner, a.grantee FROM relation r, aclexplode(r.relacl) a
+            UNION
+            SELECT r.kind, r.oid::regclass::text, r.relowner, a.grantee
+            FROM relation r JOIN pg_attribute c ON c.attrelid = r.oid, aclexplode(c.attacl) a
+            UNION
+            -- Of those that 0.1.0 or this script took from everybody.
+            SELECT 'ROUTINE', f.oid::regprocedure::text, f.proowner, a.grantee
+            FROM member m JOIN pg_proc f ON m.classid = 'pg_proc'::regclass AND f.oid = m.objid
+            JOIN pg_init_privs i ON i.classoid = m.classid AND i.objoid = m.objid, aclexplode(f.proacl) a
+            WHERE NOT EXISTS (SELECT FROM aclexplode(i.initprivs) e WHERE e.grantee = 0)
+        )
+        SELECT format('REVOKE ALL ON %s %s FROM %s CASCADE', g.kind, g.name,
+                      CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END)
+        FROM given g WHERE g.grantee <> g.owner
     LOOP
         EXECUTE given;
     END LOOP;
@@ -2476,6 +2700,6 @@ GRANT SELECT, DELETE, INSERT (id, pipeline, key, content, metadata, created_at, 
     UPDATE (id, pipeline, key, content, metadata, created_at, updated_at) ON ingest.documents TO PUBLIC;
 
 GRANT SELECT ON ingest.failures, ingest.progress, ingest.rebuilds, ingest.watches, ingest.pipelines, ingest.limits, ingest.workers, ingest.visible_pipelines,
-    ingest.visible_limits TO PUBLIC;
+    ingest.visible_limits, ingest.claims, ingest.pending TO PUBLIC;
 
 COMMENT ON FUNCTION ingest.target_of(text) IS 'Where the pipeline of this name keeps its chunks; an error when there is none. Whoever may read the table may search it';

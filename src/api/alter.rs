@@ -1,6 +1,6 @@
 //! `alter_pipeline`: what is asked for, and whether it can be had at once, document by document, or by a rebuild.
 
-use embedder::ModelName;
+use embedder::{ModelName, RemoteModel};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
@@ -108,12 +108,13 @@ impl Wanted {
         let before = parse_model(&base.model)?;
         let model = given.model.map_or(Ok(before.clone()), parse_model)?;
         let same_provider = model.provider == before.provider;
-        let kept = |value: &'_ Option<String>| value.clone().filter(|_| same_provider);
-        let (base_url, api_key, limits) = (
-            kept(&base.base_url),
-            kept(&base.api_key),
-            kept(&base.limits),
-        );
+        let base_url = base.base_url.clone().filter(|_| same_provider);
+        // A model may have a service of its own, to which the key of another one is not shown unless the user says so.
+        let same_place = same_provider
+            && (given.base_url.is_some()
+                || host_of(&model, base_url.as_deref()) == host_of(&before, base_url.as_deref()));
+        let kept = |value: &'_ Option<String>| value.clone().filter(|_| same_place);
+        let (api_key, limits) = (kept(&base.api_key), kept(&base.limits));
         let request = kept(&base.request);
         // SAFETY: a catalog look-up inside a transaction.
         let superuser = unsafe { pg_sys::superuser() };
@@ -252,6 +253,12 @@ impl Wanted {
         )
         .or_raise();
     }
+}
+
+/// Where a model is; `None` for a local one, and where there can be none.
+fn host_of(model: &ModelName, base_url: Option<&str>) -> Option<String> {
+    let described = RemoteModel::describe(model, base_url, None).ok()?;
+    Some(described.endpoint.host())
 }
 
 /// The chunk that a definition's model has where the user says nothing; none when the model cannot be looked at any more.

@@ -13,11 +13,10 @@ use crate::api::targets::table_name;
 use crate::errors::{OrRaise, UserError};
 use crate::installed;
 use crate::layout::Layout;
+use crate::locks::Lock;
 use crate::owner::ActingAs;
+use crate::wake;
 use crate::{access, reading, settings};
-
-/// The class of the advisory locks on pipelines that are altered or switched; the number is pg_ingest's own.
-pub const CHANGE_LOCK: i32 = 0x7067_5f69;
 
 /// A pipeline as SQL functions need it.
 pub struct Definition {
@@ -75,13 +74,11 @@ impl Definition {
     pub fn to_change(name: &str) -> Self {
         let seen = Self::named(name);
         seen.require_ownership();
-        {
-            let _acting = ActingAs::extension_owner();
-            Spi::run_with_args(
-                "SELECT pg_advisory_xact_lock($1, $2)",
-                &[CHANGE_LOCK.into(), seen.pipeline_id.into()],
-            )
-            .or_raise();
+        let lock = Lock::Change(seen.pipeline_id);
+        if !lock.try_alone() {
+            // The index of new vectors may take hours; it is begun again if it is still wanted.
+            wake::cancel_index_builds();
+            lock.wait_alone();
         }
         Self::named(name)
     }
@@ -162,8 +159,8 @@ impl Definition {
             .map_err(|error| UserError::invalid(error.to_string()).hint(error.hint()))
     }
 
-    /// Why it cannot be used on this server as it is defined; `None` when nothing is in the way. Whether its key can be
-    /// read is told to its owner only.
+    /// Why it cannot be used on this server as it is defined; `None` when nothing is in the way. What its host and key are, and
+    /// whether the key can be read, is told to its owner only.
     pub fn problem(&self) -> Option<String> {
         let remote = match self.remote() {
             Ok(Some(remote)) => remote,
@@ -183,7 +180,10 @@ impl Definition {
         };
         if let Err(denied) = access::check(&remote.endpoint, key.as_ref(), self.owner, self.trusted)
         {
-            return Some(denied.message);
+            return Some(match self.is_owned() {
+                true => denied.message,
+                false => access::told_to_others(),
+            });
         }
         if !self.is_owned() {
             return None;
@@ -193,7 +193,8 @@ impl Definition {
             .map(|error| error.message)
     }
 
-    fn is_owned(&self) -> bool {
+    /// Whether the current user owns it.
+    pub(super) fn is_owned(&self) -> bool {
         // SAFETY: catalog look-ups inside a transaction.
         unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), self.owner) }
     }
@@ -201,6 +202,13 @@ impl Definition {
     /// Its target's name, quoted for SQL; `None` when the table was dropped.
     pub fn target_name(&self) -> Option<String> {
         table_name(self.target).map(|(schema, table)| quote_qualified_identifier(schema, table))
+    }
+
+    /// Whether its target is on another server.
+    pub fn is_foreign(&self) -> bool {
+        // SAFETY: a catalog look-up inside a transaction.
+        let kind = unsafe { pg_sys::get_rel_relkind(self.target) };
+        kind as u8 == pg_sys::RELKIND_FOREIGN_TABLE
     }
 
     /// Raises `42501` unless the current user sees it: owns it, was granted it, or is not subject to row security.

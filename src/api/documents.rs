@@ -4,9 +4,9 @@
 use std::cell::Cell;
 
 use pgrx::prelude::*;
+use pgrx::spi::quote_qualified_identifier;
 
-use crate::api::definition::Definition;
-use crate::api::targets::fire_constraints_at_once;
+use crate::api::targets::{fire_constraints_at_once, table_name};
 use crate::errors::OrRaise;
 use crate::layout::{Layout, Which};
 use crate::owner::ActingAs;
@@ -64,28 +64,40 @@ fn delete_chunks(
     TableIterator::once((chunks, tokens))
 }
 
+/// What 0.1.0's SQL calls.
 #[pg_extern(sql = false)]
 fn replace_metadata(
     pipeline_id: Option<i32>,
     keys: Option<Vec<String>>,
     metadata: Option<Vec<Option<pgrx::JsonB>>>,
 ) {
+    let metadata = metadata.unwrap_or_default().into_iter();
+    let metadata = metadata.map(|m| m.map(|m| m.0.to_string())).collect();
+    replace_metadata_0_2(pipeline_id, keys, Some(metadata));
+}
+
+/// Metadata as text: a value of serde_json's loses digits.
+#[pg_extern(sql = false)]
+fn replace_metadata_0_2(
+    pipeline_id: Option<i32>,
+    keys: Option<Vec<String>>,
+    metadata: Option<Vec<Option<String>>>,
+) {
     let Some(target) = target_of(pipeline_id) else {
         return;
     };
-    let metadata: Vec<Option<String>> = metadata
-        .unwrap_or_default()
-        .into_iter()
-        .map(|m| m.map(|m| m.0.to_string()))
-        .collect();
     let _acting = ActingAs::new(target.owner);
-    Spi::run_with_args(
-        &target
-            .layout
-            .replace_metadata(&target.name, target.is_foreign),
-        &[keys.into(), metadata.into()],
-    )
-    .or_raise();
+    let (layout, table) = (target.layout, &target.name);
+    if target.is_foreign {
+        let keys = keys.unwrap_or_default().into_iter();
+        for (key, metadata) in keys.zip(metadata.unwrap_or_default()) {
+            let update = layout.replace_metadata_of_one(table, metadata.as_deref());
+            Spi::run_with_args(&update, &[key.into()]).or_raise();
+        }
+    } else {
+        let update = layout.replace_metadata(table);
+        Spi::run_with_args(&update, &[keys.into(), metadata.into()]).or_raise();
+    }
 }
 
 /// Where a pipeline's chunks are.
@@ -100,15 +112,38 @@ struct Target {
 
 /// A pipeline's target; `None` when either is gone and there is nothing to do.
 fn target_of(pipeline_id: Option<i32>) -> Option<Target> {
-    let definition = Definition::numbered(pipeline_id?)?;
-    let name = definition.target_name()?;
-    fire_constraints_at_once(&name);
+    let (owner, target, layout) = whereabouts(pipeline_id?)?;
+    let (schema, table) = table_name(target)?;
+    let name = quote_qualified_identifier(schema, table);
+    fire_constraints_at_once(target);
     // SAFETY: a catalog look-up inside a transaction.
-    let kind = unsafe { pg_sys::get_rel_relkind(definition.target) };
+    let kind = unsafe { pg_sys::get_rel_relkind(target) };
     Some(Target {
         is_foreign: kind as u8 == pg_sys::RELKIND_FOREIGN_TABLE,
-        owner: definition.owner,
-        layout: definition.layout,
+        owner,
+        layout,
         name,
     })
+}
+
+/// A pipeline's owner, target and layout: what the SQL of every release has of it, for the triggers of an earlier one call this,
+/// too.
+fn whereabouts(pipeline_id: i32) -> Option<(pg_sys::Oid, pg_sys::Oid, Layout)> {
+    let _acting = ActingAs::extension_owner();
+    let (owner, target, layout) = Spi::connect(|client| {
+        let row = client
+            .select(
+                "SELECT owner::pg_catalog.oid, target::pg_catalog.oid, layout FROM ingest.pipeline
+                 WHERE pipeline_id OPERATOR(pg_catalog.=) $1",
+                Some(1),
+                &[pipeline_id.into()],
+            )?
+            .first();
+        match row.is_empty() {
+            true => Ok((None, None, None)),
+            false => row.get_three::<pg_sys::Oid, pg_sys::Oid, String>(),
+        }
+    })
+    .or_raise();
+    Some((owner?, target?, Layout::named(&layout?).or_raise()))
 }

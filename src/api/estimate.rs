@@ -229,6 +229,9 @@ fn content_of(document: i64) -> (String, u64) {
     let Some(source) = source else {
         return (content.unwrap_or_default(), bytes);
     };
+    if source.stranger.is_some() {
+        return (String::new(), bytes);
+    }
     let statement = source.statements.as_ref().map(|s| s.reading.as_str());
     let _acting = ActingAs::new(source.owner);
     let content = reading::one(

@@ -59,12 +59,12 @@ fn set_owner(pipeline: &str, owner: pg_sys::Oid) {
         .hint("Wait until that has ended (ingest.wait()), or give it up: SELECT ingest.cancel_rebuild('…');")
         .raise();
     }
-    // SAFETY: catalog look-ups inside a transaction. A superuser is a member of every role.
-    if !unsafe { pg_sys::is_member_of_role(pg_sys::GetUserId(), owner) } {
+    if !may_become(owner) {
         UserError::new(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             format!("must be a member of role {}", access::role_name(owner)),
         )
+        .detail("The pipeline does its work with the rights of its owner, so you must be able to SET ROLE to it.")
         .hint("Nobody is given a pipeline, and its costs, against their will.")
         .raise();
     }
@@ -108,6 +108,17 @@ fn set_owner(pipeline: &str, owner: pg_sys::Oid) {
     )
     .or_raise();
     wake::review_at_commit();
+}
+
+/// Whether the current user can `SET ROLE` to this one. A superuser can to every role.
+fn may_become(role: pg_sys::Oid) -> bool {
+    // SAFETY: catalog look-ups inside a transaction.
+    unsafe {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        return pg_sys::is_member_of_role(pg_sys::GetUserId(), role);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        return pg_sys::member_can_set_role(pg_sys::GetUserId(), role);
+    }
 }
 
 /// Raises `42704` for a number that is no role's.

@@ -31,17 +31,18 @@ pub fn is_lent(schema: &str, table: &str) -> bool {
             != Some(true)
 }
 
-/// Acts as the owner of a pipeline on its target, or as the extension's owner where only that one may make and name what
-/// lies beside it.
-pub fn acting_on(target: pg_sys::Oid, owner: pg_sys::Oid) -> ActingAs {
-    let Some((schema, table)) = table_name(target) else {
-        return ActingAs::new(owner);
-    };
-    let lent = {
+/// Whether only the extension's owner may make and name what lies beside the target of this owner's pipeline.
+pub fn lends(target: pg_sys::Oid, owner: pg_sys::Oid) -> bool {
+    table_name(target).is_some_and(|(schema, table)| {
         let _acting = ActingAs::new(owner);
         is_lent(&schema, &table)
-    };
-    if lent {
+    })
+}
+
+/// Acts as the owner of a pipeline on its target, or as the extension's owner where only that one may make and name what
+/// lies beside it. Nothing that evaluates an expression of the owner's is to be run so.
+pub fn acting_on(target: pg_sys::Oid, owner: pg_sys::Oid) -> ActingAs {
+    if lends(target, owner) {
         ActingAs::extension_owner()
     } else {
         ActingAs::new(owner)

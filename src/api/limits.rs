@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use crate::api::MAX_NAME;
 use crate::budgets::{self, Seen};
 use crate::errors::{OrRaise, UserError};
+use crate::installed::{Installed, installed};
 use crate::owner::ActingAs;
 use crate::reading::{self, refuse_if_read_only};
 use crate::{access, wake};
@@ -115,6 +116,8 @@ impl Figures {
 
 /// Limits of one database at most: half of what all databases share.
 const MAX_LIMITS_OF_A_DATABASE: i64 = 64;
+/// Limits of one role at most that is no superuser.
+const MAX_LIMITS_OF_A_ROLE: i64 = 8;
 /// The default of `utilization` in the SQL signature.
 const DEFAULT_UTILIZATION: f64 = 0.8;
 
@@ -142,6 +145,7 @@ fn set_limit(
     if owner.is_none() {
         refuse_too_many().or_raise();
     }
+    refuse_name_of_preset(name, &figures).or_raise();
     let longest: Option<i32> = {
         let _acting = ActingAs::extension_owner();
         Spi::get_one_with_args(
@@ -164,9 +168,47 @@ fn set_limit(
     wake::at_commit();
 }
 
-/// Leaves room for the limits of other databases.
+/// Whoever finds the name of a preset in use expects its figures.
+fn refuse_name_of_preset(name: &str, figures: &Figures) -> Result<(), UserError> {
+    // SAFETY: a catalog look-up inside a transaction.
+    if unsafe { pg_sys::superuser() } {
+        return Ok(());
+    }
+    let Some(preset) = presets::preset(name) else {
+        return Ok(());
+    };
+    let known = Figures::of_preset(preset);
+    let same = (known.rpm, known.tpm, known.rpd, known.tpd)
+        == (figures.rpm, figures.tpm, figures.rpd, figures.tpd);
+    if same {
+        return Ok(());
+    }
+    Err(UserError::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("limit {name:?} is a preset, to which only a superuser gives other figures"),
+    )
+    .hint("Give yours another name. SELECT * FROM ingest.limit_presets(); shows the preset's figures."))
+}
+
+/// Leaves room for the limits of other roles, and of other databases.
 fn refuse_too_many() -> Result<(), UserError> {
+    // SAFETY: a plain read, and a catalog look-up inside a transaction.
+    let (user, superuser) = unsafe { (pg_sys::GetUserId(), pg_sys::superuser()) };
     let _acting = ActingAs::extension_owner();
+    if !superuser {
+        let own: Option<i64> = Spi::get_one_with_args(
+            "SELECT count(*) FROM ingest.limit_definition WHERE owner::oid = $1",
+            &[user.into()],
+        )
+        .or_raise();
+        if own.unwrap_or(0) >= MAX_LIMITS_OF_A_ROLE {
+            return Err(UserError::new(
+                PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                format!("a role that is no superuser has at most {MAX_LIMITS_OF_A_ROLE} limits"),
+            )
+            .hint("Drop one that is not used: SELECT ingest.drop_limit('…'); or ask a superuser, whose limits serve everybody."));
+        }
+    }
     let defined: Option<i64> =
         Spi::get_one("SELECT count(*) FROM ingest.limit_definition").or_raise();
     if defined.unwrap_or(0) < MAX_LIMITS_OF_A_DATABASE {
@@ -222,6 +264,7 @@ pub fn use_limit(name: &str, chunk_tokens: i32) -> Result<(), UserError> {
             name.replace('\'', "''")
         )));
     };
+    refuse_too_many()?;
     let figures = Figures::of_preset(preset);
     fits(name, &figures.budget(), chunk_tokens)?;
     // SAFETY: a plain read.
@@ -300,6 +343,10 @@ fn known_limits() -> String {
 
 /// The same as a list.
 fn visible_limits() -> Vec<String> {
+    // The SQL of 0.1.0 has no such view, and nothing is sent while it is there.
+    if let Installed::Other(_) = installed() {
+        return Vec::new();
+    }
     reading::one(
         "SELECT coalesce(pg_catalog.array_agg(name), '{}') FROM ingest.visible_limits",
         &[],

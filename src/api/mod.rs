@@ -14,7 +14,7 @@ mod limits;
 mod models;
 mod pipelines;
 mod queries;
-mod rebuild;
+pub mod rebuild;
 mod status;
 pub mod targets;
 mod text;

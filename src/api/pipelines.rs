@@ -174,7 +174,7 @@ fn create_pipeline_0_2(
     }
 
     let table = target_for(layout, name, target).or_raise();
-    let table_oid = create_or_check_target(&table, layout, dimensions).or_raise();
+    let table_oid = create_or_check_target(&table, target.is_some(), layout, dimensions).or_raise();
     if settings.index == "immediate" {
         create_indexes(table_oid, layout, &language);
     }
@@ -273,14 +273,18 @@ fn drop_pipeline(name: &str, drop_target: bool) {
     }
     successor.iter().for_each(drop_table_of);
     if drop_target && let Some(table) = definition.target_name() {
-        Spi::run(&format!("DROP TABLE {table}")).or_raise();
+        let foreign = if definition.is_foreign() {
+            "FOREIGN"
+        } else {
+            ""
+        };
+        Spi::run(&format!("DROP {foreign} TABLE {table}")).or_raise();
     }
     wake::at_commit();
 }
 
 fn set_paused(name: &str, paused: bool) {
-    let definition = Definition::named(name);
-    definition.require_ownership();
+    let definition = Definition::to_change(name);
     if !paused {
         // Whoever resumes knows better than the provider how long to wait.
         // SAFETY: a plain global, set when the backend connected.

@@ -13,8 +13,8 @@ use pgrx::prelude::*;
 use crate::api::definition::Definition;
 use crate::api::status::require_worker;
 use crate::errors::{OrRaise, UserError};
-use crate::shmem;
 use crate::worker::query_server::{self, Answer, MAX_ANSWER, MAX_QUESTION, Question};
+use crate::{access, shmem};
 
 #[pg_extern(sql = false)]
 fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> {
@@ -41,6 +41,7 @@ fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> 
         .raise();
     }
     require_worker();
+    let is_owned = definition.is_owned();
     let question = Question {
         pipeline: definition.pipeline_id,
         generation: definition.generation,
@@ -50,6 +51,10 @@ fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> 
     match ask(&question).or_raise() {
         Answer::Vector(vector) => Some(vector),
         Answer::Error { message, hint } => {
+            let (message, hint) = match access::is_for_the_owner(&message) && !is_owned {
+                true => (access::told_to_others(), None),
+                false => (message, hint),
+            };
             let error = UserError::new(
                 PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
                 format!("the query cannot be embedded: {message}"),

@@ -1,9 +1,11 @@
 //! `cancel_rebuild`, `finish_rebuild`, and how a rebuild begins: a successor of the pipeline, with a table of its own beside the
 //! old one. See `sql/45-rebuild.sql`; its end is the worker's (`worker/switch.rs`).
 
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::quote_qualified_identifier;
+use pgrx::spi::{quote_identifier, quote_qualified_identifier};
 
+use crate::access::role_name;
 use crate::api::alter::{Change, Wanted};
 use crate::api::definition::Definition;
 use crate::api::lent;
@@ -41,6 +43,7 @@ pub fn begin(definition: &Definition, wanted: &Wanted, change: Change) {
             if let Some(table) = &table
                 && wanted.dimensions != definition.dimensions
             {
+                refuse_retyping_foreign(definition, table).or_raise();
                 let _acting = ActingAs::new(definition.owner);
                 retype_empty(
                     definition.target,
@@ -66,7 +69,7 @@ fn count(sql: &str, pipeline_id: i32) -> Option<i64> {
 }
 
 /// Makes queries fail instead of leaving out rows that row security hides, while an [`ActingAs`] lives.
-fn see_every_row() {
+pub fn see_every_row() {
     Spi::run("SET LOCAL row_security = off").or_raise();
 }
 
@@ -75,6 +78,21 @@ fn is_empty(definition: &Definition, table: &str) -> bool {
     see_every_row();
     reading::one::<bool>(&format!("SELECT NOT EXISTS (SELECT FROM {table})"), &[]).or_raise()
         == Some(true)
+}
+
+/// What a foreign table's column is over there stays, whatever is said of it here.
+fn refuse_retyping_foreign(definition: &Definition, table: &str) -> Result<(), UserError> {
+    if !definition.is_foreign() {
+        return Ok(());
+    }
+    Err(UserError::new(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!(
+            "the dimensions of pipeline {:?} cannot be changed: its target {table} is on another server",
+            definition.name
+        ),
+    )
+    .hint("Make a table for the new vectors there, and create another pipeline with a foreign table for it."))
 }
 
 /// There is nothing to compare with, or it can be compared.
@@ -94,49 +112,12 @@ fn change_at_once(definition: &Definition, wanted: &Wanted, one_by_one: bool) {
 }
 
 fn build_beside(definition: &Definition, table: &str, wanted: &Wanted) {
-    let name = text_of("SELECT ingest.next_name($1)", definition.target);
+    let name = text_of("SELECT ingest.next_name($1)", &[definition.target.into()]);
     let Some((schema, _)) = table_name(definition.target) else {
         return;
     };
     let next = quote_qualified_identifier(&schema, &name);
-    let create = {
-        let _acting = ActingAs::extension_owner();
-        Spi::get_one_with_args::<String>(
-            "SELECT ingest.next_table($1, $2)",
-            &[definition.target.into(), name.as_str().into()],
-        )
-        .or_raise()
-        .unwrap_or_default()
-    };
-    {
-        let _acting = lent::acting_on(definition.target, definition.owner);
-        Spi::run(&create).or_raise();
-    }
-    let next_oid = Spi::get_one_with_args::<pg_sys::Oid>(
-        "SELECT pg_catalog.to_regclass($1)::oid",
-        &[next.as_str().into()],
-    )
-    .or_raise()
-    .unwrap_or(pg_sys::InvalidOid);
-    let statements: Vec<String> = {
-        let _acting = ActingAs::extension_owner();
-        Spi::get_one_with_args(
-            "SELECT array_agg(s) FROM ingest.next_statements($1, $2, $3) AS s",
-            &[
-                definition.target.into(),
-                next_oid.into(),
-                embedding_type(definition.layout, wanted.dimensions).into(),
-            ],
-        )
-        .or_raise()
-        .unwrap_or_default()
-    };
-    {
-        let _acting = lent::acting_on(definition.target, definition.owner);
-        for statement in &statements {
-            Spi::run(statement).or_raise();
-        }
-    }
+    let next_oid = make_beside(definition, wanted, &schema, &name);
     let successor = {
         let _acting = ActingAs::extension_owner();
         Spi::get_one_with_args::<i32>(
@@ -161,6 +142,115 @@ fn build_beside(definition: &Definition, table: &str, wanted: &Wanted) {
     );
 }
 
+/// Makes the empty table beside the target: as the pipeline's owner, for what LIKE copies and what is done to it evaluates expressions
+/// of whoever could alter the target. Where the owner may not create tables in the schema, it is made in one that is the owner's
+/// for the moment.
+fn make_beside(definition: &Definition, wanted: &Wanted, schema: &str, name: &str) -> pg_sys::Oid {
+    let lent = lent::lends(definition.target, definition.owner);
+    let place = if lent {
+        make_workshop(definition)
+    } else {
+        schema.to_owned()
+    };
+    let next = quote_qualified_identifier(place.as_str(), name);
+    let create = {
+        let _acting = ActingAs::extension_owner();
+        Spi::get_one_with_args::<String>(
+            "SELECT ingest.next_table($1, $2, $3)",
+            &[definition.target.into(), place.as_str().into(), name.into()],
+        )
+        .or_raise()
+        .unwrap_or_default()
+    };
+    {
+        let _acting = ActingAs::new(definition.owner);
+        Spi::run(&create).or_raise();
+    }
+    let oid = Spi::get_one_with_args::<pg_sys::Oid>(
+        "SELECT pg_catalog.to_regclass($1)::oid",
+        &[next.as_str().into()],
+    )
+    .or_raise()
+    .unwrap_or(pg_sys::InvalidOid);
+    let statements: Vec<String> = {
+        let _acting = ActingAs::extension_owner();
+        Spi::get_one_with_args(
+            "SELECT array_agg(s) FROM ingest.next_statements($1, $2, $3) AS s",
+            &[
+                definition.target.into(),
+                oid.into(),
+                embedding_type(definition.layout, wanted.dimensions).into(),
+            ],
+        )
+        .or_raise()
+        .unwrap_or_default()
+    };
+    {
+        let _acting = ActingAs::new(definition.owner);
+        for statement in &statements {
+            Spi::run(statement).or_raise();
+        }
+    }
+    let owner = text_of(
+        "SELECT CASE WHEN c.relowner <> $2 THEN c.relowner::regrole::text END FROM pg_class c WHERE c.oid = $1",
+        &[definition.target.into(), definition.owner.into()],
+    );
+    // Nothing of this evaluates an expression.
+    let _acting = lent::acting_on(definition.target, definition.owner);
+    if lent {
+        // Their names are free where they were made.
+        let taken: Vec<String> = Spi::get_one_with_args(
+            "SELECT array_agg(format('ALTER %s %I.%I RENAME TO %I', n.kind, $1, n.name, 'ingest_' || left(md5(gen_random_uuid()::text), 16)))
+             FROM (SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'INDEX' END AS kind, c.relname::text AS name
+                   FROM pg_class c JOIN pg_class o ON o.relname = c.relname AND o.relnamespace = to_regnamespace($2)
+                   WHERE c.relnamespace = to_regnamespace($1) AND c.relkind IN ('i', 'S')
+                   UNION ALL
+                   SELECT 'STATISTICS', s.stxname::text
+                   FROM pg_statistic_ext s JOIN pg_statistic_ext o ON o.stxname = s.stxname AND o.stxnamespace = to_regnamespace($2)
+                   WHERE s.stxnamespace = to_regnamespace($1)) AS n",
+            &[place.as_str().into(), quote_identifier(schema).into()],
+        )
+        .or_raise()
+        .unwrap_or_default();
+        for statement in &taken {
+            Spi::run(statement).or_raise();
+        }
+        let schema = quote_identifier(schema);
+        Spi::run(&format!("ALTER TABLE {next} SET SCHEMA {schema}")).or_raise();
+        // Unlike indexes and sequences, extended statistics do not go with their table.
+        let statistics: Vec<String> = Spi::get_one_with_args(
+            "SELECT array_agg(s.stxname::text) FROM pg_catalog.pg_statistic_ext s WHERE s.stxrelid = $1",
+            &[oid.into()],
+        )
+        .or_raise()
+        .unwrap_or_default();
+        for name in statistics {
+            let name = quote_qualified_identifier(place.as_str(), name.as_str());
+            Spi::run(&format!("ALTER STATISTICS {name} SET SCHEMA {schema}")).or_raise();
+        }
+        Spi::run(&format!("DROP SCHEMA {}", quote_identifier(&place))).or_raise();
+    }
+    if !owner.is_empty() {
+        let next = quote_qualified_identifier(schema, name);
+        Spi::run(&format!("ALTER TABLE {next} OWNER TO {owner}")).or_raise();
+    }
+    oid
+}
+
+/// A schema of the pipeline's owner; its name.
+fn make_workshop(definition: &Definition) -> String {
+    let _acting = ActingAs::extension_owner();
+    let name = format!(
+        "ingest_rebuild_{}",
+        Spi::get_one::<String>("SELECT pg_catalog.md5(pg_catalog.gen_random_uuid()::text)")
+            .or_raise()
+            .unwrap_or_default()
+    );
+    let owner = role_name(definition.owner);
+    Spi::run(&format!("CREATE SCHEMA {name} AUTHORIZATION {owner}")).or_raise();
+    name
+}
+
 /// Gives the table beside the old one, which has the indexes of `before`, the full-text index of another language.
 pub fn change_language_of(before: &Definition, next: pg_sys::Oid, language: Option<&str>) {
     if let Some(language) = language {
@@ -169,9 +259,9 @@ pub fn change_language_of(before: &Definition, next: pg_sys::Oid, language: Opti
     }
 }
 
-fn text_of(sql: &str, table: pg_sys::Oid) -> String {
+fn text_of(sql: &str, arguments: &[DatumWithOid]) -> String {
     let _acting = ActingAs::extension_owner();
-    Spi::get_one_with_args::<String>(sql, &[table.into()])
+    Spi::get_one_with_args::<String>(sql, arguments)
         .or_raise()
         .unwrap_or_default()
 }
@@ -337,14 +427,14 @@ fn cancel_rebuild(pipeline: &str) -> bool {
 #[pg_extern(sql = false)]
 fn finish_rebuild(pipeline: &str) -> bool {
     refuse_if_read_only(c"ingest.finish_rebuild()");
-    let definition = Definition::named(pipeline);
-    definition.require_ownership();
+    let definition = Definition::to_change(pipeline);
     let Some(successor) = definition.successor() else {
         return false;
     };
     let _acting = ActingAs::extension_owner();
     Spi::run_with_args(
-        "UPDATE ingest.pipeline SET accepts_failures = true WHERE pipeline_id OPERATOR(pg_catalog.=) $1",
+        "UPDATE ingest.pipeline SET accepts_failures = true, blocked_error = NULL, blocked_until = NULL, blocked_times = 0
+         WHERE pipeline_id OPERATOR(pg_catalog.=) $1",
         &[successor.pipeline_id.into()],
     )
     .or_raise();

@@ -7,8 +7,9 @@ use crate::api::definition::Definition;
 use crate::api::expressions::{Columns, examine};
 use crate::api::targets::table_name;
 use crate::errors::{OrRaise, UserError};
-use crate::owner::ActingAs;
+use crate::owner::{ActingAs, stranger};
 use crate::reading::refuse_if_read_only;
+use crate::sources::NOT_WITH_ALL_RIGHTS;
 
 #[pg_extern(sql = false)]
 fn watch(
@@ -46,6 +47,7 @@ fn watch(
         )
         .or_raise();
     }
+    refuse_stranger(definition.owner, source);
     let columns = columns_read(&definition, source, content, metadata).or_raise();
     let _acting = ActingAs::extension_owner();
     let watch: Option<i32> = Spi::get_one_with_args(
@@ -64,6 +66,24 @@ fn watch(
         drop_with_extension(watch);
         refuse_unreadable(definition.owner, watch);
     }
+}
+
+/// Raises `42501` where this owner of a pipeline is a superuser and the table is not a superuser's.
+fn refuse_stranger(owner: pg_sys::Oid, source: pg_sys::Oid) {
+    let Some(stranger) = stranger(source, owner) else {
+        return;
+    };
+    let table = table_name(source).map(|(schema, table)| quote_qualified_identifier(schema, table));
+    UserError::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!(
+            "table {} cannot be watched for a pipeline of a superuser: it belongs to role {stranger}",
+            table.unwrap_or_default()
+        ),
+    )
+    .detail(NOT_WITH_ALL_RIGHTS)
+    .hint(format!("SELECT ingest.set_owner('…', '{stranger}'), or create the pipeline as that role."))
+    .raise();
 }
 
 /// The columns that the expressions read, `None` for all that the table has at any time; an error when one of them cannot be.
@@ -125,17 +145,25 @@ fn names(source: pg_sys::Oid, read: &Columns) -> Option<Vec<String>> {
     .or_raise()
 }
 
-/// Runs the worker's statement on no row: raises what keeps this owner of the pipeline from reading what the expressions do.
-/// As the extension's owner.
+/// Runs the worker's statements on no row: raises what keeps this owner of the pipeline from reading what the expressions do,
+/// and the columns that name the documents. As the extension's owner.
 pub fn refuse_unreadable(owner: pg_sys::Oid, watch: i32) {
-    let reading: Option<String> = Spi::get_one_with_args(
-        "SELECT reading FROM ingest.source_statements($1)",
+    let (reading, first_rows) = Spi::get_two_with_args::<String, String>(
+        "SELECT reading, first_rows FROM ingest.source_statements($1)",
         &[watch.into()],
     )
     .or_raise();
+    let source: Option<pg_sys::Oid> = Spi::get_one_with_args(
+        "SELECT source::oid FROM ingest.watch WHERE watch_id = $1",
+        &[watch.into()],
+    )
+    .or_raise();
+    if let Some(source) = source {
+        refuse_stranger(owner, source);
+    }
     let _acting = ActingAs::new(owner);
-    if let Some(reading) = reading {
-        Spi::run_with_args(&reading, &[None::<&str>.into(), 0.into()]).or_raise();
+    for statement in reading.iter().chain(&first_rows) {
+        Spi::run_with_args(statement, &[None::<&str>.into(), 0.into()]).or_raise();
     }
 }
 

@@ -12,8 +12,10 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 
 use crate::errors::OrRaise;
+use crate::impatience::Impatience;
 use crate::journal::Journal;
-use crate::sources::{Impatience, PATIENCE, SUBJECT, Source, was_too_slow};
+use crate::locks::Lock;
+use crate::sources::{PATIENCE, SUBJECT, Source, was_too_slow};
 use crate::wake;
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::transaction::{SqlError, run, transaction};
@@ -39,13 +41,15 @@ pub struct Unfinished {
 
 /// The watched tables that want attention. Inside a transaction.
 pub fn unfinished() -> Vec<Unfinished> {
+    if !Lock::Restore.try_shared() {
+        return Vec::new();
+    }
     Spi::connect_mut(|client| {
         let rows = run(
             client,
             "SELECT w.watch_id, w.pipeline_id, w.phase, w.position, c.oid IS NULL AS was_dropped
              FROM ingest.watch w LEFT JOIN pg_class c ON c.oid = w.source
              WHERE (w.phase <> 'done' OR c.oid IS NULL)
-               AND pg_try_advisory_xact_lock_shared(ingest.restore_lock())
              ORDER BY w.watch_id",
             &[],
         )?;
@@ -157,7 +161,7 @@ fn look<'conn>(
     sql: &str,
     arguments: &[DatumWithOid],
 ) -> Result<SpiTupleTable<'conn>, pgrx::spi::Error> {
-    let _impatience = Impatience::new();
+    let _impatience = Impatience::new(PATIENCE);
     source.run(|| run(client, sql, arguments))
 }
 

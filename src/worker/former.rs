@@ -2,12 +2,14 @@
 //! same are not embedded again; nor are those of which the engine knows that another document has their text.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use engine::{Engine, FormerChunk};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
+use crate::impatience::Impatience;
 use crate::owner::ActingAs;
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::transaction::{run, transaction};
@@ -18,6 +20,8 @@ const BATCH_BYTES: usize = 16 * 1024 * 1024;
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of text that a token stands for: English prose has four to five.
 const BYTES_PER_TOKEN: usize = 4;
+/// Longest time that reading them may take, which is embedding them again otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a chunk's text at most: 8,192 tokens, the most that models read, are some 40 kB of prose.
 const LONGEST_TEXT: i32 = 64 * 1024;
 
@@ -80,6 +84,7 @@ fn read_from(
             let Some(target) = target else {
                 return Ok(found);
             };
+            let _impatience = Impatience::new(PATIENCE);
             let _acting = ActingAs::new(pipeline.owner);
             let rows = run(
                 client,

@@ -3,14 +3,13 @@
 use limiter::Tallied;
 use pgrx::prelude::*;
 
-use crate::api::targets::create_indexes;
+use crate::api::targets::{NEAREST_INDEXES, create_indexes};
 use crate::errors::OrRaise;
 use crate::layout::Layout;
+use crate::locks::Lock;
 use crate::owner::ActingAs;
 use crate::worker::transaction::{SqlError, run, transaction};
 
-/// Serialises the folding of counters among workers; the number is pg_ingest's own.
-const FOLD_LOCK: i64 = 0x7067_5f69_6e67_0001;
 /// Rows folded by one statement, so that a backlog of them cannot make a long transaction.
 const FOLD_ROWS: i64 = 10_000;
 
@@ -63,10 +62,7 @@ pub fn fold_counters() -> Result<(), SqlError> {
                 if pending.is_empty() {
                     return Ok(0);
                 }
-                let locked = run(client, "SELECT pg_try_advisory_xact_lock($1)", &[FOLD_LOCK.into()])?
-                    .first()
-                    .get_one::<bool>()?;
-                if locked != Some(true) {
+                if !Lock::Fold.try_alone() {
                     return Ok(0);
                 }
                 // Losing a fold to a crash loses nothing: the differences are still there.
@@ -117,20 +113,24 @@ pub struct WantingIndex {
     language: String,
 }
 
-/// The first pipeline not in `except` with a deferred index, nothing queued, at least `min_chunks` chunks and no HNSW index. Inside a
-/// transaction.
+/// The first pipeline not in `except` with a deferred index, nothing queued, at least `min_chunks` chunks and no index by which
+/// a search finds what is nearest. Inside a transaction.
 pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> {
+    // A dump that is being restored brings its own.
+    if !Lock::Restore.try_shared() {
+        return None;
+    }
     Spi::connect_mut(|client| {
         let row = run(
             client,
+            &format!(
             "SELECT p.pipeline_id, p.name, p.owner::oid, p.target::oid, p.layout, p.language
              FROM ingest.pipeline p JOIN ingest.totals t USING (pipeline_id) JOIN pg_class c ON c.oid = p.target
              WHERE p.index = 'deferred' AND t.queued = 0 AND t.chunks >= $1 AND c.relkind IN ('r', 'p') AND p.pipeline_id <> ALL ($2)
-               AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
-                               WHERE i.indrelid = p.target AND m.amname = 'hnsw')
-               -- A dump that is being restored brings its own.
-               AND pg_try_advisory_xact_lock_shared(ingest.restore_lock())
-             LIMIT 1",
+               AND NOT EXISTS (SELECT {NEAREST_INDEXES} AND i.indrelid = p.target
+                               AND a.attname = CASE p.layout WHEN 'vecs' THEN 'vec' ELSE 'embedding' END)
+             LIMIT 1"
+            ),
             &[min_chunks.into(), except.into()],
         )?
         .first();

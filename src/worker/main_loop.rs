@@ -9,11 +9,11 @@ use injection::Point;
 use pgrx::prelude::*;
 
 use crate::budgets;
+use crate::impatience;
 use crate::installed::{self, Installed, installed};
 use crate::journal::{self, Journal};
 use crate::settings;
 use crate::shmem::{self, Shared, WorkerState};
-use crate::sources;
 use crate::worker::backfill;
 use crate::worker::claim::{self, Claims};
 use crate::worker::former;
@@ -42,7 +42,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(60);
 unsafe extern "C-unwind" fn release_slot(code: i32, slot: pg_sys::Datum) {
     // With any other code, the server takes the end of the process for a crash; and a row that cannot be interrupted is a
     // cause like one.
-    if (code == 0 || code == 1) && !sources::is_stuck() {
+    if (code == 0 || code == 1) && !impatience::is_stuck() {
         journal::end();
     }
     if let Some(shared) = shmem::get() {

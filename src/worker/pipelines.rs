@@ -316,12 +316,13 @@ impl Pipelines {
                 .map(|reference| access::resolve(reference, written.owner))
                 .transpose()
         })
-        .map_err(|error| {
-            EmbedError::new(
+        .unwrap_or_else(|error| {
+            Err(EmbedError::new(
                 ErrorClass::Auth,
                 format!("the key cannot be looked up: {error}"),
-            )
-        })??;
+            ))
+        })
+        .map_err(access::marked)?;
         let key = budgets::pipeline_key(self.database, id);
         let limit = match &written.limits {
             None => budgets::limit_of_pipeline(key),

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
+use crate::impatience::Impatience;
 use crate::journal::Journal;
+use crate::locks::Lock;
 use crate::settings;
-use crate::sources::{self, Impatience, Source};
+use crate::sources::{self, PATIENCE, Source};
 use crate::worker::transaction::run;
 
 /// Rows of watched tables are read for so long by one transaction; the next one goes on.
@@ -97,14 +99,7 @@ pub fn claim(
     journal: &mut Journal,
 ) -> Option<Claimed> {
     Spi::connect_mut(|client| {
-        let free = run(
-            client,
-            "SELECT pg_try_advisory_xact_lock_shared(ingest.restore_lock())",
-            &[],
-        )?
-        .first()
-        .get_one::<bool>()?;
-        if free != Some(true) {
+        if !Lock::Restore.try_shared() {
             return Ok(None);
         }
         // Those whose next attempt is due join the waiting ones.
@@ -276,7 +271,7 @@ fn read_rows(
     let mut places: HashMap<i64, &mut Taken> = taken.iter_mut().map(|t| (t.id, t)).collect();
     let mut known: HashMap<i32, Option<Source>> = HashMap::new();
     let (start, mut bytes, mut done) = (Instant::now(), 0, 0);
-    let _impatience = Impatience::new();
+    let _impatience = Impatience::new(PATIENCE);
     for candidate in candidates.iter() {
         if done > 0 && (bytes >= limits.bytes || start.elapsed() > LONG_READING) {
             break;

@@ -12,15 +12,22 @@ use injection::Point;
 use pgrx::prelude::*;
 
 use crate::errors::UserError;
+use crate::impatience::Impatience;
 use crate::shmem::{self, Shared};
 use crate::worker::claim::{Claim, Claims};
 use crate::worker::pipelines::{Active, Pipelines};
 use crate::worker::process::reach;
 use crate::worker::transaction::{SqlError, transaction};
-use crate::worker::write::{accepts_no_rows, block_if_waited_for, block_now, write};
+use crate::worker::write::{
+    FEW_ROWS, MAX_ROWS, Manner, PATIENCE, accepts_no_rows, block_if_waited_for, block_now, write,
+};
 
 /// Chunks written by one transaction at most; a larger document is written alone.
 const MAX_CHUNKS: usize = 4096;
+/// For so long, little at a time is written to a target that took too long.
+const SLOW_FOR: Duration = Duration::from_secs(600);
+/// After so long, a pipeline's answers wait until those of others have been written.
+const LONG_TURN: Duration = Duration::from_secs(5);
 /// Wait before an answer is written again whose document was locked.
 const LOCKED_WAIT: Duration = Duration::from_millis(50);
 /// Lock timeouts (200 ms each) borne while looking for the documents of a batch whose rows are locked, besides one for each
@@ -43,6 +50,9 @@ pub struct Settler {
     kept: BTreeMap<i32, Kept>,
     accused: HashMap<i64, Accused>,
     stuck: BTreeSet<i32>,
+    /// Pipelines whose targets have taken too long over a statement, and when: for a while one document is written at a time,
+    /// and few of its rows.
+    slow: BTreeMap<i32, Instant>,
     not_before: Instant,
     random: RandomState,
 }
@@ -74,6 +84,7 @@ impl Settler {
             kept: BTreeMap::new(),
             accused: HashMap::new(),
             stuck: BTreeSet::new(),
+            slow: BTreeMap::new(),
             not_before: Instant::now(),
             random: RandomState::new(),
         }
@@ -135,8 +146,11 @@ impl Settler {
                 }
                 continue;
             };
-            for batch in batches(outcomes, claims) {
-                if self.stuck.contains(&id) {
+            let since = Instant::now();
+            let most = if self.is_slow(id) { 1 } else { MAX_CHUNKS };
+            for batch in batches(outcomes, claims, most) {
+                // The others wait for their turn.
+                if self.stuck.contains(&id) || since.elapsed() > LONG_TURN {
                     self.postpone(batch);
                     continue;
                 }
@@ -181,6 +195,12 @@ impl Settler {
         others
     }
 
+    fn is_slow(&self, pipeline: i32) -> bool {
+        self.slow
+            .get(&pipeline)
+            .is_some_and(|since| since.elapsed() < SLOW_FOR)
+    }
+
     fn accused(&self, outcome: &Outcome, claims: &Claims) -> Option<&Accused> {
         self.accused.get(&claims.get(outcome.ticket())?.document)
     }
@@ -213,11 +233,20 @@ impl Settler {
         if batch.is_empty() {
             return Ok(());
         }
-        let jitter = self.random.hash_one(Instant::now());
+        let manner = Manner {
+            rows_at_once: if self.is_slow(pipeline.id) {
+                FEW_ROWS
+            } else {
+                MAX_ROWS
+            },
+            forgive,
+            jitter: self.random.hash_one(Instant::now()),
+        };
+        Impatience::ran_out();
         let written = {
             let _working = claims.work(batch.iter().map(Outcome::ticket));
             transaction(|| {
-                let settled = write(&batch, claims, pipeline, forgive, jitter);
+                let settled = write(&batch, claims, pipeline, manner);
                 if let Err(error) = reach(Point::BeforeCommit) {
                     UserError::new(error.code, error.message).raise();
                 }
@@ -250,7 +279,14 @@ impl Settler {
             }
             Err(error) => error,
         };
-        if error.is_transient() {
+        let too_slow = Impatience::ran_out();
+        if too_slow && !self.is_slow(pipeline.id) {
+            self.slow.insert(pipeline.id, Instant::now());
+            // With less at a time, next time.
+            self.postpone(batch);
+            return Err(error);
+        }
+        if error.is_transient() && !too_slow {
             // Each took a lock_timeout of the main thread's time.
             let Some(less) = patience.checked_sub(1) else {
                 self.postpone(batch);
@@ -267,7 +303,7 @@ impl Settler {
             }
             return self.settle_batch(right, claims, pipeline, forgive, patience);
         }
-        if error.is_transient() {
+        if error.is_transient() && !too_slow {
             self.postpone(batch);
             self.not_before = Instant::now() + STUCK_WAIT;
             return Ok(());
@@ -280,15 +316,20 @@ impl Settler {
         let only_this = self
             .accused(&batch[0], claims)
             .is_some_and(|accused| accused.others_written);
+        // What takes so long for one document may take as long for each.
         let takes_nothing = match takes_nothing(pipeline, &error) {
-            Ok(answer) => answer && !only_this,
+            Ok(answer) => (answer || too_slow) && !only_this,
             Err(_) => {
                 self.postpone(batch);
                 self.not_before = Instant::now() + STUCK_WAIT;
                 return Ok(());
             }
         };
-        let error = refusal(&error);
+        let error = if too_slow {
+            slowness()
+        } else {
+            refusal(&error)
+        };
         if takes_nothing {
             if let Err(error) = transaction(|| block_now(pipeline, &error)) {
                 self.postpone(batch);
@@ -373,8 +414,9 @@ impl Settler {
     }
 }
 
-/// Cuts a list so that no transaction writes too many chunks, and that what a process may have died of is written alone.
-fn batches(outcomes: Vec<Outcome>, claims: &Claims) -> Vec<Vec<Outcome>> {
+/// Cuts a list so that no transaction writes more than `most` chunks, but for a document that has more, and that what a process
+/// may have died of is written alone.
+fn batches(outcomes: Vec<Outcome>, claims: &Claims, most: usize) -> Vec<Vec<Outcome>> {
     let mut batches: Vec<Vec<Outcome>> = Vec::new();
     let mut room = 0;
     for outcome in outcomes {
@@ -394,7 +436,7 @@ fn batches(outcomes: Vec<Outcome>, claims: &Claims) -> Vec<Vec<Outcome>> {
                 room = if alone {
                     0
                 } else {
-                    MAX_CHUNKS.saturating_sub(chunks)
+                    most.saturating_sub(chunks)
                 };
                 batches.push(vec![outcome]);
             }
@@ -429,4 +471,15 @@ fn refusal(error: &SqlError) -> EmbedError {
         model_unusable: true,
         ..EmbedError::new(ErrorClass::Internal, message)
     }
+}
+
+/// The error that a target's slowness is to a document or a pipeline.
+fn slowness() -> EmbedError {
+    let seconds = PATIENCE.as_secs();
+    let message = format!("the target table takes longer than {seconds} s for {FEW_ROWS} chunks");
+    EmbedError {
+        model_unusable: true,
+        ..EmbedError::new(ErrorClass::Timeout, message)
+    }
+    .with_hint("A trigger or an index of it is too slow: others would wait for it.")
 }

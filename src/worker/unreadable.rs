@@ -7,7 +7,8 @@ use embedder::{EmbedError, ErrorClass};
 use pgrx::prelude::*;
 
 use crate::errors::OrRaise;
-use crate::sources::{self, Impatience, PATIENCE, Place};
+use crate::impatience::Impatience;
+use crate::sources::{self, PATIENCE, Place};
 use crate::worker::pipelines::Active;
 use crate::worker::transaction::{SqlError, run, transaction};
 use crate::worker::write::block_now;
@@ -79,7 +80,7 @@ fn read_no_row(place: &Place) -> Result<(), SqlError> {
         Spi::connect_mut(|client| {
             let statement = &place.source.statements().reading;
             let arguments = sources::reading_arguments(None, 0);
-            let _impatience = Impatience::new();
+            let _impatience = Impatience::new(PATIENCE);
             place
                 .source
                 .run(|| run(client, statement, &arguments))

@@ -4,6 +4,7 @@
 //! has locked are being changed just now and are left alone.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use embedder::EmbedError;
 use engine::{EmbeddedChunk, Outcome};
@@ -13,6 +14,7 @@ use pgrx::spi::SpiClient;
 
 use crate::api::documents::archiving;
 use crate::errors::{OrRaise, UserError};
+use crate::impatience::Impatience;
 use crate::layout::Which;
 use crate::owner::ActingAs;
 use crate::wake;
@@ -21,7 +23,17 @@ use crate::worker::pipelines::Active;
 use crate::worker::transaction::{SqlError, run, transaction};
 
 /// Rows of one INSERT at most.
-const MAX_ROWS: usize = 4096;
+pub const MAX_ROWS: usize = 4096;
+/// Rows of one INSERT into a target that has taken longer than [`PATIENCE`].
+pub const FEW_ROWS: usize = 128;
+/// Longest time for one statement on a target, whose triggers may do what they like. An HNSW index that has outgrown memory takes
+/// some hundred rows a second: a third of it for the most rows.
+pub const PATIENCE: Duration = Duration::from_secs(if cfg!(feature = "injection") {
+    // The tests have less.
+    5
+} else {
+    60
+});
 /// Numbers in one INSERT's vectors at most: 64 MB, far below the largest value that Postgres takes (1 GB).
 const MAX_FLOATS: usize = 16 * 1024 * 1024;
 /// Longest wait before a document's next attempt.
@@ -42,15 +54,19 @@ pub struct Settled {
     pub blocked: bool,
 }
 
-/// Writes a batch. With `forgive`, what says that the pipeline cannot be used is taken again at once and does not block it.
-/// Inside a transaction; raises on any error.
-pub fn write(
-    batch: &[Outcome],
-    claims: &Claims,
-    pipeline: &Active,
-    forgive: bool,
-    jitter: u64,
-) -> Settled {
+/// How a batch is written.
+#[derive(Clone, Copy)]
+pub struct Manner {
+    /// Rows of one INSERT at most.
+    pub rows_at_once: usize,
+    /// What says that the pipeline cannot be used is taken again at once and does not block it.
+    pub forgive: bool,
+    /// What waits are drawn from.
+    pub jitter: u64,
+}
+
+/// Writes a batch. Inside a transaction; raises on any error.
+pub fn write(batch: &[Outcome], claims: &Claims, pipeline: &Active, manner: Manner) -> Settled {
     Spi::connect_mut(|client| {
         let held: Vec<(&Outcome, &Claim)> = batch
             .iter()
@@ -78,7 +94,7 @@ pub fn write(
         }
         if !documents.is_empty() {
             settled.ended.extend(documents.iter().map(|(outcome, _)| outcome.ticket()));
-            settled.blocked = write_documents(client, pipeline, &documents, forgive, jitter)?;
+            settled.blocked = write_documents(client, pipeline, &documents, manner)?;
         }
         Ok::<_, pgrx::spi::Error>(settled)
     })
@@ -108,6 +124,7 @@ pub fn accepts_no_rows(pipeline: &Active) -> Result<bool, SqlError> {
             .get_one::<bool>()
         })
         .or_raise();
+        let _impatience = Impatience::new(PATIENCE);
         let _acting = ActingAs::new(pipeline.owner);
         let layout = pipeline.layout;
         Spi::run(&layout.delete(target, Which::None)).or_raise();
@@ -115,7 +132,8 @@ pub fn accepts_no_rows(pipeline: &Active) -> Result<bool, SqlError> {
         fits
     });
     match fits {
-        Err(error) if error.is_transient() => Err(error),
+        // Not even nothing is taken in time.
+        Err(error) if error.is_transient() && !Impatience::ran_out() => Err(error),
         fits => Ok(matches!(fits, Ok(Some(true)))),
     }
 }
@@ -191,8 +209,11 @@ fn write_documents(
     client: &mut SpiClient,
     pipeline: &Active,
     documents: &[(&Outcome, &Claim)],
-    forgive: bool,
-    jitter: u64,
+    Manner {
+        rows_at_once,
+        forgive,
+        jitter,
+    }: Manner,
 ) -> Result<bool, pgrx::spi::Error> {
     let mut difference = Difference::default();
     let embedded: Vec<(&Claim, &[EmbeddedChunk])> = documents
@@ -203,7 +224,7 @@ fn write_documents(
         })
         .collect();
     if !embedded.is_empty() {
-        write_embedded(client, pipeline, &embedded, &mut difference)?;
+        write_embedded(client, pipeline, &embedded, rows_at_once, &mut difference)?;
     }
     let mut unusable = None;
     let mut retries = Retries::default();
@@ -253,6 +274,7 @@ fn write_embedded(
     client: &mut SpiClient,
     pipeline: &Active,
     documents: &[(&Claim, &[EmbeddedChunk])],
+    rows_at_once: usize,
     difference: &mut Difference,
 ) -> Result<(), pgrx::spi::Error> {
     let target = match &pipeline.target {
@@ -267,15 +289,18 @@ fn write_embedded(
         .collect();
     {
         let _acting = ActingAs::new(pipeline.owner);
-        let old = run(
-            client,
-            &pipeline.layout.delete(target, Which::Keys),
-            &[keys.into()],
-        )?
-        .first();
+        let old = {
+            let _impatience = Impatience::new(PATIENCE);
+            run(
+                client,
+                &pipeline.layout.delete(target, Which::Keys),
+                &[keys.into()],
+            )?
+            .first()
+        };
         difference.chunks -= old.get::<i64>(1)?.unwrap_or(0);
         difference.tokens -= old.get::<i64>(2)?.unwrap_or(0);
-        insert_chunks(client, target, pipeline, documents)?;
+        insert_chunks(client, target, pipeline, documents, rows_at_once)?;
     }
     for (claim, chunks) in documents {
         difference.queued -= 1;
@@ -337,6 +362,7 @@ fn insert_chunks(
     target: &str,
     pipeline: &Active,
     documents: &[(&Claim, &[EmbeddedChunk])],
+    rows_at_once: usize,
 ) -> Result<(), pgrx::spi::Error> {
     let dimensions = pipeline.dimensions;
     let sql = pipeline.layout.insert(target, &pipeline.vector_type);
@@ -349,11 +375,12 @@ fn insert_chunks(
                 .map(move |(no, chunk)| (*claim, no, chunk))
         })
         .collect();
-    for part in rows.chunks((MAX_FLOATS / dimensions.max(1)).clamp(1, MAX_ROWS)) {
+    for part in rows.chunks((MAX_FLOATS / dimensions.max(1)).clamp(1, rows_at_once)) {
         let floats: Vec<f32> = part
             .iter()
             .flat_map(|(_, _, chunk)| chunk.embedding.iter().copied())
             .collect();
+        let _impatience = Impatience::new(PATIENCE);
         run(
             client,
             &sql,

@@ -57,12 +57,7 @@ pub type SqlResult<T> = Result<T, ServerError>;
 impl From<postgres::Error> for ServerError {
     fn from(error: postgres::Error) -> Self {
         match error.as_db_error() {
-            Some(error) => Self {
-                code: error.code().code().to_owned(),
-                message: error.message().to_owned(),
-                detail: error.detail().map(str::to_owned),
-                hint: error.hint().map(str::to_owned),
-            },
+            Some(error) => Self::of(error),
             // The connection was lost, or this client is at fault.
             None => Self {
                 code: String::new(),
@@ -75,6 +70,15 @@ impl From<postgres::Error> for ServerError {
 }
 
 impl ServerError {
+    fn of(error: &postgres::error::DbError) -> Self {
+        Self {
+            code: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            detail: error.detail().map(str::to_owned),
+            hint: error.hint().map(str::to_owned),
+        }
+    }
+
     /// Everything that the user reads, in one string.
     pub fn text(&self) -> String {
         let parts = [
@@ -97,11 +101,12 @@ fn connect_options(cluster: &Cluster, database: &str) -> (Config, Arc<Mutex<Vec<
     let gathered = Arc::clone(&notices);
     let mut config = cluster.config(database);
     config.notice_callback(move |notice| {
-        let text = format!("{}: {}", notice.severity(), notice.message());
+        let severity = notice.severity().to_owned();
+        let text = ServerError::of(&notice).text();
         gathered
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(text);
+            .push(format!("{severity}: {text}"));
     });
     (config, notices)
 }
@@ -121,6 +126,15 @@ impl Database<'static> {
     pub fn with_pipeline() -> Self {
         let database = Self::new();
         database.run("SELECT ingest.create_pipeline()");
+        database
+    }
+
+    /// A new database of the file's shared cluster, with the SQL of an earlier release.
+    pub fn of_release(release: &str) -> Self {
+        let database = Self::empty_in(shared_cluster(&[]));
+        database.run(&format!(
+            "CREATE EXTENSION pg_ingest VERSION '{release}' CASCADE"
+        ));
         database
     }
 }

@@ -99,6 +99,14 @@ fn parse_entry(entry: &str) -> Result<Entry, &'static str> {
 }
 
 impl AllowedHosts {
+    /// The entry that stands for the server of `endpoint` and no other.
+    pub fn entry_for(endpoint: &Endpoint) -> String {
+        match (endpoint.is_https(), endpoint.port()) {
+            (true, 443) => endpoint.host_name().to_owned(),
+            (_, port) => format!("{}:{port}", endpoint.host_name()),
+        }
+    }
+
     /// Whether the server of `endpoint` is on the list.
     pub fn allows(&self, endpoint: &Endpoint) -> bool {
         self.allows_host(endpoint.host_name(), endpoint.port(), endpoint.is_https())
@@ -153,6 +161,7 @@ impl fmt::Display for AllowedHosts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::remote::RequestOptions;
     use proptest::prelude::*;
 
     fn list(text: &str) -> AllowedHosts {
@@ -221,6 +230,21 @@ mod tests {
             ":80",
         ] {
             assert!(text.parse::<AllowedHosts>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_entry_for_a_server_stands_for_it() {
+        for (url, entry) in [
+            ("https://api.voyageai.com/v1", "api.voyageai.com"),
+            ("http://127.0.0.1/v1", "127.0.0.1:80"),
+            ("https://[::1]:8443", "[::1]:8443"),
+            ("http://10.0.0.5:443", "10.0.0.5:443"),
+        ] {
+            let model = "openai/x".parse().unwrap();
+            let endpoint = Endpoint::new(&model, Some(url), &RequestOptions::default()).unwrap();
+            assert_eq!(AllowedHosts::entry_for(&endpoint), entry);
+            assert!(list(entry).allows(&endpoint), "{entry}");
         }
     }
 
