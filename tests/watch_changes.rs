@@ -160,15 +160,26 @@ fn a_row_that_an_update_hides_loses_its_chunks_and_one_that_it_shows_gets_them()
 fn a_table_that_goes_with_its_owner_takes_its_documents_along() {
     // Of a local model, whose worker nothing else wakes.
     let db = Database::new();
-    db.run("SELECT ingest.create_pipeline('p', index => 'none')");
-    let (other, mut client) = another(&db, "other");
-    db.run(&format!("GRANT CREATE ON SCHEMA public TO {other}"));
+    let (owner, mut client) = role(&db);
     run(
         &mut client,
-        "CREATE TABLE public.notes (id int PRIMARY KEY, body text); INSERT INTO public.notes VALUES (1, 'A note.')",
+        "SELECT ingest.create_pipeline('p', target => 'app.p_chunks', index => 'none')",
     );
-    db.run("SELECT ingest.watch('public.notes', 'body', 'p')");
-    assert_eq!(embedded(&db), ["1: A note."]);
+    let (other, mut theirs) = another(&db, "other");
+    db.run(&format!("GRANT CREATE ON SCHEMA public TO {other}"));
+    run(
+        &mut theirs,
+        &format!(
+            "CREATE TABLE public.notes (id int PRIMARY KEY, body text); INSERT INTO public.notes VALUES (1, 'A note.');
+             GRANT SELECT, TRIGGER ON public.notes TO {owner}"
+        ),
+    );
+    run(
+        &mut client,
+        "SELECT ingest.watch('public.notes', 'body', 'p')",
+    );
+    db.settle();
+    assert_eq!(db.progress_of("p").counts(), (1, 1, 0, 0));
     db.quiesce();
     db.run(&format!("DROP OWNED BY {other}"));
     wait_until("its documents are gone", SOON, || {
