@@ -3,7 +3,7 @@
 use harness::*;
 
 /// A database without the extension.
-fn bare<'c>(cluster: &'c Cluster, name: &str) -> postgres::Client {
+fn bare(cluster: &Cluster, name: &str) -> postgres::Client {
     let mut client = cluster.client("postgres");
     client
         .batch_execute(&format!("CREATE DATABASE {name}"))
