@@ -275,10 +275,10 @@ fn a_type_of_somebody_s_own_is_no_column_of_a_target() {
 fn a_table_of_others_is_not_read_with_the_rights_of_a_superuser() {
     let db = Database::with_pipeline();
     let (name, mut client) = climber(&db);
-    db.run(&format!(
+    db.run(
         "CREATE TABLE app.t (id int PRIMARY KEY, body text); INSERT INTO app.t VALUES (1, 'A text.');
-         SELECT ingest.watch('app.t', 'body')"
-    ));
+         SELECT ingest.watch('app.t', 'body')",
+    );
     db.settle();
     db.run(&format!("ALTER TABLE app.t OWNER TO {name}"));
     run(

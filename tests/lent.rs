@@ -61,7 +61,7 @@ fn a_table_beside_the_default_target_is_made_with_its_owners_rights() {
     // All of it is on the new table, and nothing is left of how it was made.
     assert_eq!(
         db.one::<String>(
-            "SELECT concat_ws(' ', (SELECT count(*) FROM pg_policy), (SELECT count(*) FROM pg_constraint WHERE contype IN ('c', 'f')
+            "SELECT concat_ws(' ', (SELECT count(*) FROM pg_policy WHERE polrelid = 'ingest.p_chunks'::regclass), (SELECT count(*) FROM pg_constraint WHERE contype IN ('c', 'f')
                                     AND conrelid = 'ingest.p_chunks'::regclass),
                               (SELECT count(*) FROM pg_index WHERE indrelid = 'ingest.p_chunks'::regclass AND indpred IS NOT NULL),
                               (SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'ingest%'), pg_get_userbyid(c.relowner) LIKE 'owner%')
