@@ -172,6 +172,12 @@ fn a_row_that_cannot_be_read_fails_in_both() {
     begin(&db, &api);
     db.run("UPDATE public.numbers SET n = 0 WHERE id = 1");
     api.release_answers();
+    // Search finds what the first row was before.
+    wait_until("it waits for a person", SOON, || {
+        db.one::<bool>("SELECT EXISTS (SELECT FROM ingest.rebuilds WHERE state = 'blocked')")
+    });
+    assert_eq!(db.progress_of("p").counts(), (5, 3, 0, 2));
+    assert!(db.one::<bool>("SELECT ingest.finish_rebuild('p')"));
     db.settle();
     counted(&db, "p");
     assert_eq!(db.progress_of("p").counts(), (5, 3, 0, 2));

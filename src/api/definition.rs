@@ -80,6 +80,9 @@ impl Definition {
             wake::cancel_index_builds();
             lock.wait_alone();
         }
+        // SAFETY: inside a transaction. From now on, what is read here is what others have committed, not what there was when
+        // the statement began.
+        unsafe { pg_sys::GetCurrentTransactionId() };
         Self::named(name)
     }
 
