@@ -286,6 +286,11 @@ fn the_tables_behind_it_may_be_rewritten_while_it_works() {
     // any table (Postgres's bug 18351).
     let cluster = Cluster::start(&[("autovacuum", "off")]);
     let db = Database::new_in(&cluster);
+    cluster.reload(&[("pg_ingest.databases", db.name())]);
+    wait_until("no worker looks at another database", SOON, || {
+        db.one::<i64>("SELECT count(*) FROM pg_stat_activity WHERE datname <> current_database()")
+            == 0
+    });
     backlog(&db, &api, 600);
     let tables = [
         "queue",
