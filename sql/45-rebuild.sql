@@ -389,6 +389,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION ingest.waiting_for(int) IS 'The documents in a pipeline''s queue, in flight or not';
 
+CREATE FUNCTION ingest.keys_waiting_for(pipeline_id int) RETURNS text[]
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT ARRAY(SELECT d.key FROM ingest.waiting_for(keys_waiting_for.pipeline_id) AS w(id) JOIN ingest.documents d ON d.id = w.id)
+$$;
+COMMENT ON FUNCTION ingest.keys_waiting_for(int) IS 'The keys of the documents in a pipeline''s queue';
+
 CREATE FUNCTION ingest.successor_is_level(successor int) RETURNS boolean
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT NOT EXISTS (
@@ -423,7 +429,7 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM FROM ingest.pipeline p WHERE p.pipeline_id IN (replaced, successor) ORDER BY p.pipeline_id FOR UPDATE;
-    RETURN ARRAY(SELECT d.key FROM ingest.waiting_for(successor) AS w(id) JOIN ingest.documents d ON d.id = w.id);
+    RETURN ingest.keys_waiting_for(successor);
 END $$;
 COMMENT ON FUNCTION ingest.hold_for_switch(int) IS 'Keeps everybody from the documents of a pipeline while its successor takes its place, and returns the keys of those that wait for both; null when it cannot yet';
 
@@ -501,6 +507,6 @@ REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclas
     ingest.relations_of(regclass), ingest.next_statements(regclass, regclass, text), ingest.indexes_of(regclass),
     ingest.missing_indexes(regclass, regclass), ingest.swap_statements(regclass, regclass), ingest.hold_pipeline(int),
     ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.former_target(int), ingest.queue_for_successor(int),
-    ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.successor_is_level(int),
+    ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.keys_waiting_for(int), ingest.successor_is_level(int),
     ingest.came_meanwhile(regclass, regclass), ingest.failed_anew(int), ingest.hold_for_switch(int), ingest.carry_queue(int),
     ingest.take_place(int), ingest.new_failures(int) FROM PUBLIC;

@@ -83,14 +83,7 @@ fn new_vectors_take_their_place_though_documents_keep_coming_and_none_is_lost_to
         });
         db.settle();
         nothing_left(&db);
-        assert_eq!(
-            db.check_vectors("ingest.p_chunks") as i64,
-            db.one::<i64>("SELECT count(*) FROM ingest.documents")
-        );
-        assert_eq!(
-            db.one::<i64>("SELECT count(*) FROM ingest.documents d LEFT JOIN ingest.p_chunks c ON c.document_key = d.key AND c.content = d.content WHERE c.id IS NULL"),
-            0
-        );
+        all_is_as_written(&db);
     }
 }
 

@@ -475,14 +475,7 @@ fn nothing_is_lost_while_writers_never_rest() {
     });
     db.settle();
     nothing_left(&db);
-    assert_eq!(
-        db.check_vectors("ingest.p_chunks") as i64,
-        db.one::<i64>("SELECT count(*) FROM ingest.documents")
-    );
-    assert_eq!(
-        db.one::<i64>("SELECT count(*) FROM ingest.documents d LEFT JOIN ingest.p_chunks c ON c.document_key = d.key AND c.content = d.content AND c.metadata = d.metadata WHERE c.id IS NULL"),
-        0
-    );
+    all_is_as_written(&db);
 }
 
 #[test]

@@ -676,13 +676,13 @@ FROM named n LEFT JOIN ingest.rates() r USING (pipeline_id);
 COMMENT ON VIEW ingest.progress_of_all IS 'Behind the views ingest.progress and ingest.rebuilds';
 
 CREATE OR REPLACE VIEW ingest.progress WITH (security_barrier) AS
+-- Once, for planning it takes longer than running it.
+WITH shown AS (TABLE ingest.progress_of_all)
 SELECT a.pipeline, a.state, a.documents, a.embedded, a.pending, a.in_flight, a.failed, a.percent, a.bar, a.chunks, a.tokens,
        a.documents_per_minute, a.tokens_per_minute, a.eta, a.cost_usd, a.last_error, a.reused_tokens, a.saved_usd,
-       CASE WHEN EXISTS (SELECT FROM ingest.pipeline s WHERE s.successor_of = a.pipeline_id)
-            THEN (SELECT format('%s %% of %s', r.percent, p.model)
-                  FROM ingest.progress_of_all r JOIN ingest.pipeline p USING (pipeline_id)
-                  WHERE r.successor_of = a.pipeline_id) END AS rebuilding
-FROM ingest.progress_of_all a
+       (SELECT format('%s %% of %s', r.percent, p.model) FROM shown r JOIN ingest.pipeline p USING (pipeline_id)
+        WHERE r.successor_of = a.pipeline_id) AS rebuilding
+FROM shown a
 WHERE a.successor_of IS NULL
 ORDER BY a.pipeline;
 
@@ -1150,6 +1150,13 @@ $$;
 
 COMMENT ON FUNCTION ingest.waiting_for(int) IS 'The documents in a pipeline''s queue, in flight or not';
 
+CREATE OR REPLACE FUNCTION ingest.keys_waiting_for(pipeline_id int) RETURNS text[]
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT ARRAY(SELECT d.key FROM ingest.waiting_for(keys_waiting_for.pipeline_id) AS w(id) JOIN ingest.documents d ON d.id = w.id)
+$$;
+
+COMMENT ON FUNCTION ingest.keys_waiting_for(int) IS 'The keys of the documents in a pipeline''s queue';
+
 CREATE OR REPLACE FUNCTION ingest.successor_is_level(successor int) RETURNS boolean
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT NOT EXISTS (
@@ -1186,7 +1193,7 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM FROM ingest.pipeline p WHERE p.pipeline_id IN (replaced, successor) ORDER BY p.pipeline_id FOR UPDATE;
-    RETURN ARRAY(SELECT d.key FROM ingest.waiting_for(successor) AS w(id) JOIN ingest.documents d ON d.id = w.id);
+    RETURN ingest.keys_waiting_for(successor);
 END $$;
 
 COMMENT ON FUNCTION ingest.hold_for_switch(int) IS 'Keeps everybody from the documents of a pipeline while its successor takes its place, and returns the keys of those that wait for both; null when it cannot yet';
@@ -1270,7 +1277,7 @@ REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclas
     ingest.relations_of(regclass), ingest.next_statements(regclass, regclass, text), ingest.indexes_of(regclass),
     ingest.missing_indexes(regclass, regclass), ingest.swap_statements(regclass, regclass), ingest.hold_pipeline(int),
     ingest.keys_without_document(text, text[]), ingest.new_generation(int), ingest.former_target(int), ingest.queue_for_successor(int),
-    ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.successor_is_level(int),
+    ingest.remove_successor(int), ingest.successor_standing(int), ingest.waiting_for(int), ingest.keys_waiting_for(int), ingest.successor_is_level(int),
     ingest.came_meanwhile(regclass, regclass), ingest.failed_anew(int), ingest.hold_for_switch(int), ingest.carry_queue(int),
     ingest.take_place(int), ingest.new_failures(int) FROM PUBLIC;
 

@@ -38,8 +38,8 @@ const AHEAD_SECONDS: (f64, f64) = (5.0, 60.0);
 /// For how many times as long it does take documents afterwards: new documents wait a tenth of the time at most if the successor's
 /// model does not answer.
 const AHEAD_REST: f64 = 10.0;
-/// Wait before the next look at a successor that is nearly level.
-const LEVEL_WAIT: Duration = Duration::from_millis(100);
+/// First and longest wait before the next look at a successor that search would still lose something by.
+const LEVEL_WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Postgres cancels an autovacuum that keeps a lock from somebody after so long, which must be less than the worker's lock_timeout.
 const DEADLOCK_TIMEOUT: &str = "SET LOCAL deadlock_timeout = '100ms'";
 
@@ -57,6 +57,8 @@ struct Progress {
     not_before: Instant,
     /// Wait after the next attempt that finds something locked.
     wait: Duration,
+    /// Wait after the next look that finds it not level.
+    level_wait: Duration,
     /// Since when few documents wait for it, and how often it was let ahead since.
     near: Option<(Instant, i32)>,
 }
@@ -66,6 +68,7 @@ impl Default for Progress {
         Self {
             not_before: Instant::now(),
             wait: LOCKED_WAIT.0,
+            level_wait: LEVEL_WAIT.0,
             near: None,
         }
     }
@@ -142,7 +145,8 @@ impl Switcher {
                 ),
                 Ok(Step::Again) => known.wait = LOCKED_WAIT.0,
                 Ok(Step::NotLevel) => {
-                    known.not_before = Instant::now() + LEVEL_WAIT;
+                    known.not_before = Instant::now() + known.level_wait;
+                    known.level_wait = (known.level_wait * 2).min(LEVEL_WAIT.1);
                     continue;
                 }
                 Ok(Step::Busy) => {
@@ -178,6 +182,7 @@ impl Progress {
                 let (since, times) = self.near.get_or_insert((Instant::now(), 0));
                 if since.elapsed() >= NEAR_FOR && transaction(|| let_ahead(successor, *times))? {
                     *times += 1;
+                    self.level_wait = LEVEL_WAIT.0;
                 }
                 Ok(false)
             }
@@ -415,6 +420,11 @@ fn build_indexes(successor: i32) -> Step {
 fn switch(successor: i32) -> Step {
     if !(is_alone() && is_unchanged(successor)) {
         return Step::Busy;
+    }
+    // First without keeping anybody out.
+    let waiting = keys("SELECT ingest.keys_waiting_for($1)", successor).unwrap_or_default();
+    if tables(successor).lacks_any(&waiting) {
+        return Step::NotLevel;
     }
     Spi::run(DEADLOCK_TIMEOUT).or_raise();
     let Some(waiting) = keys("SELECT ingest.hold_for_switch($1)", successor) else {

@@ -78,3 +78,20 @@ pub fn nothing_left(db: &Database) {
         assert_eq!(db.one::<i64>(left), 0, "{left}");
     }
 }
+
+/// Sees that each document of `p` is in its target as it was written, with a vector of the first model, and nothing else is.
+#[track_caller]
+pub fn all_is_as_written(db: &Database) {
+    assert_eq!(
+        db.check_vectors("ingest.p_chunks") as i64,
+        db.one::<i64>("SELECT count(*) FROM ingest.documents")
+    );
+    assert_eq!(
+        db.one::<i64>(
+            "SELECT count(*) FROM ingest.documents d LEFT JOIN ingest.p_chunks c
+               ON c.document_key = d.key AND c.content = d.content AND c.metadata = d.metadata
+             WHERE c.id IS NULL"
+        ),
+        0
+    );
+}
