@@ -155,13 +155,13 @@ FROM named n LEFT JOIN ingest.rates() r USING (pipeline_id);
 COMMENT ON VIEW ingest.progress_of_all IS 'Behind the views ingest.progress and ingest.rebuilds';
 
 CREATE VIEW ingest.progress WITH (security_barrier) AS
+-- Once, for planning it takes longer than running it.
+WITH shown AS (TABLE ingest.progress_of_all)
 SELECT a.pipeline, a.state, a.documents, a.embedded, a.pending, a.in_flight, a.failed, a.percent, a.bar, a.chunks, a.tokens,
        a.documents_per_minute, a.tokens_per_minute, a.eta, a.cost_usd, a.last_error, a.reused_tokens, a.saved_usd,
-       CASE WHEN EXISTS (SELECT FROM ingest.pipeline s WHERE s.successor_of = a.pipeline_id)
-            THEN (SELECT format('%s %% of %s', r.percent, p.model)
-                  FROM ingest.progress_of_all r JOIN ingest.pipeline p USING (pipeline_id)
-                  WHERE r.successor_of = a.pipeline_id) END AS rebuilding
-FROM ingest.progress_of_all a
+       (SELECT format('%s %% of %s', r.percent, p.model) FROM shown r JOIN ingest.pipeline p USING (pipeline_id)
+        WHERE r.successor_of = a.pipeline_id) AS rebuilding
+FROM shown a
 WHERE a.successor_of IS NULL
 ORDER BY a.pipeline;
 COMMENT ON VIEW ingest.progress IS 'How far each pipeline is: SELECT * FROM ingest.progress \watch 1';
