@@ -310,3 +310,27 @@ fn what_is_said_of_one_document_as_of_a_full_disk_harms_only_it() {
     assert_eq!(db.progress_of("p").counts(), (6, 5, 0, 1));
     db.check_vectors("ingest.p_chunks");
 }
+
+#[test]
+fn a_chunk_that_somebody_has_locked_keeps_only_its_document_waiting() {
+    const DOCUMENTS: usize = 600;
+    let api = remote::api();
+    // In requests so large that all come back together, and are written together.
+    let db = pipeline(&api, 2000, "");
+    db.insert_prose("docs", "d", DOCUMENTS, 5);
+    remote::all_embedded(&db, "docs", DOCUMENTS);
+    api.hold_answers();
+    db.run("UPDATE ingest.documents SET content = 'Changed: ' || content");
+    wait_until("they are asked for", SOON, || api.in_flight() > 0);
+    let mut other = db.connect();
+    other
+        .batch_execute("BEGIN; SELECT FROM public.docs ORDER BY id LIMIT 1 FOR UPDATE")
+        .expect("a row is locked");
+    api.release_answers();
+    wait_until("all others are written", SOON, || {
+        db.progress_of("docs").embedded == DOCUMENTS as i64 - 1
+    });
+    drop(other);
+    remote::all_embedded(&db, "docs", DOCUMENTS);
+    nothing_has_failed(&db);
+}

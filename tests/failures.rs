@@ -468,3 +468,13 @@ fn old_chunks_serve_while_the_new_content_fails() {
     );
     assert_eq!(db.progress().chunks, 1);
 }
+
+#[test]
+fn what_is_too_large_to_be_embedded_is_not_estimated_either() {
+    let db = database();
+    db.run("SELECT ingest.pause('default'); INSERT INTO ingest.documents (content) VALUES (repeat('word ', 14000)), ('A text.')");
+    assert_eq!(
+        db.all::<String>("SELECT concat_ws(' ', documents, chunks) FROM ingest.estimate()"),
+        ["2 1"]
+    );
+}

@@ -94,3 +94,31 @@ fn a_schema_of_somebody_elses_is_not_taken_for_the_extensions_own() {
         )
         .expect("the extension");
 }
+
+#[test]
+fn a_table_that_is_dropped_where_the_extension_is_not_starts_no_process() {
+    let cluster = Cluster::start(&[("log_min_messages", "debug1")]);
+    let mut client = bare(&cluster, "dropping");
+    let started = || {
+        let log = harness::remote::server_log(&cluster);
+        log.matches("starting background worker process \"pg_ingest worker")
+            .count()
+    };
+    let db = Database::new_in(&cluster);
+    db.run("SELECT ingest.create_pipeline()");
+    // The launcher may be looking at databases that were there before; not in each round.
+    wait_until("nobody looks at the database of the tables", SOON, || {
+        let before = started();
+        for _ in 0..5 {
+            client
+                .batch_execute("CREATE TABLE t (); DROP TABLE t; CREATE SCHEMA s; DROP SCHEMA s")
+                .expect("a table comes and goes");
+        }
+        // Whoever asks for a worker after them has one when those before have had theirs.
+        db.run("DROP EXTENSION pg_ingest CASCADE; CREATE EXTENSION pg_ingest; SELECT ingest.create_pipeline()");
+        wait_until("this database has its worker again", SOON, || {
+            db.one::<i64>("SELECT count(*) FROM ingest.workers WHERE state = 'idle'") == 1
+        });
+        started() - before == 1
+    });
+}
