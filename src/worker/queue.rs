@@ -141,7 +141,7 @@ pub fn claim(
                 from.unwrap_or(i64::MIN).into(),
             ],
         )?;
-        let looking = start.elapsed();
+        let mut looking = start.elapsed();
         let largest = settings::max_document_size();
         let mut candidates = Vec::new();
         let (mut bytes, mut former_chunks) = (0, 0);
@@ -179,6 +179,7 @@ pub fn claim(
         .first()
         .get_one::<bool>()?;
         if candidates.is_empty() || is_defined_so != Some(true) {
+            let start = Instant::now();
             let passed_over = run(
                 client,
                 "SELECT FROM ingest.queue
@@ -187,6 +188,7 @@ pub fn claim(
                  ORDER BY pipeline_id, document_id LIMIT 1",
                 &[pipeline.into(), from.unwrap_or(i64::MIN).into()],
             )?;
+            looking += start.elapsed();
             return Ok(Some(Claimed {
                 candidates: Vec::new(),
                 taken: Vec::new(),
