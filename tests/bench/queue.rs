@@ -118,7 +118,7 @@ pub fn long_queues(cluster: &Cluster, lengths: [usize; 2]) {
 }
 
 fn at_length(cluster: &Cluster, documents: usize) -> AtLength {
-    const TO_EMBED: i64 = 500;
+    const TO_EMBED: i64 = 3_000;
     let db = Database::new_in(cluster);
     db.run("SELECT ingest.create_pipeline(index => 'none'); SELECT ingest.embed('The model is loaded.'); SELECT ingest.pause('default')");
     db.run(&format!(
