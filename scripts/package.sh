@@ -25,8 +25,11 @@ make_stage() {
   cp -r "$installed$("$PG_CONFIG" --sharedir)" "$stage/share"
   strip --strip-unneeded "$stage/lib/pg_ingest.so"
   glibc=$("$scripts/check-library.sh" "$stage/lib/pg_ingest.so")
-  cp "$root_dir/LICENSE" "$root_dir/README.md" "$root_dir/CHANGELOG.md" "$stage"
-  cp "$root_dir/docs/installing.md" "$stage/INSTALL.md"
+  cp "$root_dir/LICENSE" "$stage"
+  # With all that README.md leads to.
+  mkdir -p "$stage/doc/crates/embedder"
+  cp -r "$root_dir/README.md" "$root_dir/CHANGELOG.md" "$root_dir/CONTRIBUTING.md" "$root_dir/docs" "$root_dir/supabase" "$stage/doc"
+  cp "$root_dir/crates/embedder/catalogue.json" "$stage/doc/crates/embedder"
   "$scripts/licenses.sh" "pg$major" >"$stage/$third_party"
   chmod -R u=rwX,go=rX "$stage"
 }
@@ -70,7 +73,7 @@ make_deb() {
   cp -r "$stage/lib" "$root/usr/lib/postgresql/$major/lib"
   cp -r "$stage/share" "$root/usr/share/postgresql/$major"
   copyright >"$doc/copyright"
-  cp "$stage/README.md" "$stage/CHANGELOG.md" "$stage/$third_party" "$doc"
+  cp -r "$stage/doc/." "$stage/$third_party" "$doc"
   cat >"$root/DEBIAN/control" <<CONTROL
 Package: $package
 Version: $version

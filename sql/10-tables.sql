@@ -152,6 +152,10 @@ COMMENT ON TABLE ingest.failures IS 'Documents that could not be embedded, and w
 COMMENT ON COLUMN ingest.failures.error_class IS 'rate_limited, quota_exhausted, auth, invalid_request, too_large, timeout, unavailable, bad_response or internal';
 COMMENT ON COLUMN ingest.failures.retryable IS 'whether the same document may succeed when it is tried again unchanged';
 COMMENT ON COLUMN ingest.failures.rebuild IS 'whether it failed in the rebuild of its pipeline that is going on: see ingest.rebuilds';
+COMMENT ON COLUMN ingest.failures.key IS 'the document''s key';
+COMMENT ON COLUMN ingest.failures.http_status IS 'the status of the API''s answer; null when there was none';
+COMMENT ON COLUMN ingest.failures.message IS 'what was wrong, in the words of the API or of the error; never a key';
+COMMENT ON COLUMN ingest.failures.attempts IS 'how often it was tried before it was given up';
 
 -- Budgets. What is used of them lies in shared memory, for all databases together; the day's totals are kept here too, as
 -- this database's share of them, so that they survive a restart.

@@ -40,6 +40,10 @@ LEFT JOIN LATERAL (SELECT sum(w.requests)::bigint AS requests, sum(w.tokens)::bi
 WHERE EXISTS (SELECT FROM ingest.visible_limits v WHERE v.name = l.name)
 ORDER BY l.name;
 COMMENT ON VIEW ingest.limits IS 'Budgets that you own, use or may use, and what is used of them, live from shared memory, by all databases that name them';
+COMMENT ON COLUMN ingest.limits.rpm IS 'requests a minute; null for no bound';
+COMMENT ON COLUMN ingest.limits.tpm IS 'tokens a minute; null for no bound';
+COMMENT ON COLUMN ingest.limits.rpd IS 'requests a day (UTC); null for no bound';
+COMMENT ON COLUMN ingest.limits.tpd IS 'tokens a day (UTC); null for no bound';
 COMMENT ON COLUMN ingest.limits.utilization IS 'the share of each figure that is used at most';
 COMMENT ON COLUMN ingest.limits.requests_last_minute IS 'requests sent in the last 60 seconds';
 COMMENT ON COLUMN ingest.limits.tokens_last_minute IS 'tokens sent in the last 60 seconds';

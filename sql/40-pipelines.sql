@@ -6,7 +6,7 @@ CREATE FUNCTION ingest.create_pipeline(
 RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'create_pipeline_0_2_wrapper';
 COMMENT ON FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb, text)
-    IS 'Defines a pipeline and creates its target table (ingest.<name>_chunks unless target is given)';
+    IS 'Defines a pipeline and creates its target table (ingest.<name>_chunks, or vecs.<name> with layout vecs, unless target is given)';
 
 CREATE FUNCTION ingest.alter_pipeline(
     name text, model text = NULL, dimensions int = NULL, base_url text = NULL, api_key text = NULL, target text = NULL,
@@ -16,7 +16,7 @@ CREATE FUNCTION ingest.alter_pipeline(
 RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'alter_pipeline_0_2_wrapper';
 COMMENT ON FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb, text)
-    IS 'Changes what is given of a pipeline, at once. Another way of splitting queues its documents again';
+    IS 'Changes what is given of a pipeline, at once. What the vectors of a pipeline with data depend on (model, dimensions, chunks, request) is built beside them and takes their place when it is complete: see ingest.rebuilds';
 
 CREATE FUNCTION ingest.drop_pipeline(name text, drop_target boolean = false) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'drop_pipeline_wrapper';
@@ -83,6 +83,13 @@ COMMENT ON COLUMN ingest.pipelines.batch_size IS 'inputs of a request at most; n
 COMMENT ON COLUMN ingest.pipelines.request IS 'extra headers and fields of its requests';
 COMMENT ON COLUMN ingest.pipelines.granted_to IS 'roles that grant_pipeline() let in';
 COMMENT ON COLUMN ingest.pipelines.language IS 'the text search configuration of hybrid_search() and its index';
+COMMENT ON COLUMN ingest.pipelines.base_url IS 'where the model''s API is, when it is not the provider''s own; the owner''s to see';
+COMMENT ON COLUMN ingest.pipelines.api_key IS 'a reference to the key (env:NAME, file:PATH, vault:NAME), never a key; the owner''s to see';
+COMMENT ON COLUMN ingest.pipelines.layout IS 'what the target looks like: chunks, or vecs for the vecs client and LlamaIndex';
+COMMENT ON COLUMN ingest.pipelines.splitter IS 'text, markdown, or none for a document as one chunk';
+COMMENT ON COLUMN ingest.pipelines.index IS 'none, immediate, or deferred: built when there are enough chunks and the backlog is done';
+COMMENT ON COLUMN ingest.pipelines.on_success IS 'keep or delete: what becomes of a document when it is embedded';
+COMMENT ON COLUMN ingest.pipelines.paused IS 'whether somebody paused it';
 COMMENT ON COLUMN ingest.pipelines.max_attempts IS 'how often a document is tried before it is a failure';
 
 CREATE FUNCTION ingest.progress_bar(fraction float8, width int = 10) RETURNS text
@@ -180,6 +187,9 @@ COMMENT ON COLUMN ingest.progress.last_error IS 'why the pipeline is blocked, el
 COMMENT ON COLUMN ingest.progress.reused_tokens IS 'tokens that were not sent because the vectors of the same texts were there, since the pipeline was created: chunks of changed documents that did not change, and texts that occur more than once';
 COMMENT ON COLUMN ingest.progress.saved_usd IS 'price of reused_tokens by the model catalogue, in US dollars';
 COMMENT ON COLUMN ingest.progress.rebuilding IS 'how far the new vectors are that alter_pipeline() asked for: see ingest.rebuilds; null when none are made';
+COMMENT ON COLUMN ingest.progress.bar IS 'percent, drawn';
+COMMENT ON COLUMN ingest.progress.chunks IS 'chunks in the target';
+COMMENT ON COLUMN ingest.progress.tokens_per_minute IS 'tokens of the chunks written in the last 60 seconds of work, as a rate';
 
 -- What drop_pipeline() removes of ours. The lock keeps documents out that would find no pipeline afterwards.
 CREATE FUNCTION ingest.remove_pipeline(pipeline_id int) RETURNS void

@@ -502,6 +502,15 @@ COMMENT ON COLUMN ingest.rebuilds.target IS 'the table of the new vectors, which
 COMMENT ON COLUMN ingest.rebuilds.state IS 'running, cooling_down, paused, blocked, failed (documents fail that are embedded now: retry(), finish_rebuild() or cancel_rebuild()), or switching (the index is built, and the table is waited for)';
 COMMENT ON COLUMN ingest.rebuilds.percent IS 'embedded of documents';
 COMMENT ON COLUMN ingest.rebuilds.last_error IS 'why it is blocked, else the latest failure';
+COMMENT ON COLUMN ingest.rebuilds.documents IS 'documents of the pipeline';
+COMMENT ON COLUMN ingest.rebuilds.embedded IS 'documents whose present content has its new vectors';
+COMMENT ON COLUMN ingest.rebuilds.pending IS 'documents waiting for them';
+COMMENT ON COLUMN ingest.rebuilds.in_flight IS 'documents that a worker holds for it';
+COMMENT ON COLUMN ingest.rebuilds.failed IS 'documents that failed with the new definition';
+COMMENT ON COLUMN ingest.rebuilds.chunks IS 'chunks in the new table';
+COMMENT ON COLUMN ingest.rebuilds.tokens IS 'tokens of these chunks';
+COMMENT ON COLUMN ingest.rebuilds.cost_usd IS 'price of tokens by the model catalogue, in US dollars';
+COMMENT ON COLUMN ingest.rebuilds.started_at IS 'when alter_pipeline() asked for it';
 
 REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclass, oid), ingest.next_name(regclass), ingest.next_table(regclass, text, text),
     ingest.relations_of(regclass), ingest.next_statements(regclass, regclass, text), ingest.indexes_of(regclass),

@@ -49,11 +49,16 @@ COMMENT ON FUNCTION ingest.check_k(int) IS 'Raises the error for a number of chu
 CREATE FUNCTION ingest.widen_scan(k bigint, filtered boolean) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    before text[] := ARRAY[coalesce(nullif(current_setting('hnsw.ef_search', true), ''), '40'),
-                           coalesce(nullif(current_setting('hnsw.iterative_scan', true), ''), 'off')];
+    before text[];
 BEGIN
+    IF current_setting('hnsw.ef_search', true) IS NULL THEN
+        -- Loads pgvector, which then has its settings.
+        EXECUTE format('SELECT %L::%s.vector', '[0]', ingest.vector_schema());
+    END IF;
+    -- pgvector 0.7 knows no iterative scan, and lets nobody set one.
+    before := ARRAY[current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan', true)];
     PERFORM set_config('hnsw.ef_search', least(greatest(k, before[1]::int), 1000)::text, true);
-    IF filtered OR k > 1000 THEN
+    IF (filtered OR k > 1000) AND before[2] IS NOT NULL THEN
         PERFORM set_config('hnsw.iterative_scan', 'strict_order', true);
     END IF;
     RETURN before;
@@ -63,7 +68,10 @@ COMMENT ON FUNCTION ingest.widen_scan(bigint, boolean) IS 'Has HNSW scans of thi
 CREATE FUNCTION ingest.restore_scan(before text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM set_config('hnsw.ef_search', before[1], true), set_config('hnsw.iterative_scan', before[2], true);
+    PERFORM set_config('hnsw.ef_search', before[1], true);
+    IF before[2] IS NOT NULL THEN
+        PERFORM set_config('hnsw.iterative_scan', before[2], true);
+    END IF;
 END $$;
 COMMENT ON FUNCTION ingest.restore_scan(text[]) IS 'Puts back what widen_scan() changed';
 

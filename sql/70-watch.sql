@@ -17,6 +17,10 @@ SELECT p.name AS pipeline, w.source, w.content, w.metadata, w.key,
 FROM ingest.watch w JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.visible_pipelines v USING (pipeline_id);
 COMMENT ON VIEW ingest.watches IS 'The watched tables. What is in the way of one is in ingest.progress, last_error';
 COMMENT ON COLUMN ingest.watches.state IS 'checking (which of its documents'' rows are gone), reading (which rows there are), watching (every row has its document; how many are embedded says ingest.progress)';
+COMMENT ON COLUMN ingest.watches.source IS 'the watched table';
+COMMENT ON COLUMN ingest.watches.content IS 'SQL expression over a row: the text to embed';
+COMMENT ON COLUMN ingest.watches.metadata IS 'SQL expression over a row: the metadata of its chunks; null for none';
+COMMENT ON COLUMN ingest.watches.key IS 'column that names the documents; null for the primary key';
 
 CREATE FUNCTION ingest.primary_key(source oid) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$

@@ -11,7 +11,7 @@ COMMENT ON FUNCTION ingest.revoke_pipeline(text, regrole) IS 'Takes back what gr
 
 CREATE FUNCTION ingest.set_owner(pipeline text, owner regrole) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'set_owner_wrapper';
-COMMENT ON FUNCTION ingest.set_owner(text, regrole) IS 'Gives a pipeline to another role, and its target if the former owner owns that. For superusers, and for the owner where it is a member of the other role';
+COMMENT ON FUNCTION ingest.set_owner(text, regrole) IS 'Gives a pipeline to another role, and its target if the former owner owns that. For superusers, and for the owner where it can SET ROLE to the other role';
 
 -- The list of names is read once a statement, not once a row, and compared by an operator that an index and the planner know.
 ALTER TABLE ingest.documents ENABLE ROW LEVEL SECURITY;

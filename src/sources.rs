@@ -37,7 +37,7 @@ pub struct Source {
 }
 
 /// SQL that the pipeline's owner runs.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Statements {
     /// Content and metadata of one row.
     pub reading: String,

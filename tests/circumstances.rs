@@ -135,7 +135,7 @@ fn a_database_that_takes_no_connections_is_left_alone_until_it_does() {
     let api = remote::api();
     let cluster = Cluster::start(&[]);
     let db = Database::new_in(&cluster);
-    backlog(&db, &api, 300);
+    backlog(&db, &api, 3_000);
     let mut admin = cluster.client("postgres");
     let mut allow = |allowed: bool| {
         admin
@@ -168,7 +168,7 @@ fn a_database_that_takes_no_connections_is_left_alone_until_it_does() {
         "a worker was started in vain"
     );
     allow(true);
-    remote::all_embedded(&db, "docs", 310);
+    remote::all_embedded(&db, "docs", 3_010);
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn a_crash_in_the_middle_of_a_remote_backlog_repeats_only_what_was_on_its_way() 
     let cluster = Cluster::start(&[]);
     let db = Database::new_in(&cluster);
     db.run("SELECT ingest.set_limit('budget', rpm => 60000, rpd => 100000)");
-    api.set_latency(Latency::fixed(Duration::from_millis(30)));
+    api.set_latency(Latency::fixed(Duration::from_millis(150)));
     db.create_remote_pipeline(
         "docs",
         &api,

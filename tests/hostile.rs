@@ -35,11 +35,11 @@ const TROUBLES: &str = "
     endless_words    unavailable      500  passes  no end to it
     gateway          unavailable      504  passes  The server was told to answer 504
     too_slow         timeout          408  passes  The server was told to answer 408
-    silence          timeout          -    passes  did not answer in full within 1.5s
-    silence_in_body  timeout          -    passes  did not answer in full within 1.5s
-    trickle          timeout          -    passes  did not answer in full within 1.5s
-    byte_a_second    timeout          -    passes  did not answer in full within 1.5s
-    half_open        timeout          -    passes  did not answer in full within 1.5s
+    silence          timeout          -    passes  did not answer in full within 4s
+    silence_in_body  timeout          -    passes  did not answer in full within 4s
+    trickle          timeout          -    passes  did not answer in full within 4s
+    byte_a_second    timeout          -    passes  did not answer in full within 4s
+    half_open        timeout          -    passes  did not answer in full within 4s
     black_hole       timeout          -    passes  no connection to 127.0.0.1
     nobody           unavailable      -    passes  no connection to 127.0.0.1
     no_such_name     unavailable      -    passes  no connection to nnnn

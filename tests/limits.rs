@@ -28,13 +28,13 @@ fn nothing_was_refused(api: &FakeApi, rpm: u64, tpm: u64) {
     for seconds in [1, 10, 60] {
         let busiest = api.busiest(Duration::from_secs(seconds));
         let (requests, tokens) = (rpm * seconds / 60, tpm * seconds / 60);
-        // A tenth of a second for the way from the budget to the server.
+        // Half a second for the way from the budget to the server, which is a thread of this very process.
         assert!(
-            busiest.requests <= requests + rpm / 600 + 2,
+            busiest.requests <= requests + rpm / 120 + 2,
             "{busiest:?} in {seconds} s of {requests} requests"
         );
         assert!(
-            busiest.tokens <= tokens + tpm / 600 + largest,
+            busiest.tokens <= tokens + tpm / 120 + largest,
             "{busiest:?} in {seconds} s of {tokens} tokens"
         );
     }
@@ -122,9 +122,11 @@ fn a_changed_limit_takes_effect_at_once() {
     db.settle();
     assert_eq!(api.accepted(), 20);
     db.run("SELECT ingest.set_limit('l', rpm => 1)");
+    api.hold_answers();
     db.insert_prose("default", "e", 5, 20);
     wait_until("the next is sent", SOON, || api.arrived() == 21);
     assert_eq!(db.progress().embedded, 20);
+    api.release_answers();
     // Another limit for the pipeline does the same.
     db.run("SELECT ingest.set_limit('wide', rpm => 60000); SELECT ingest.alter_pipeline('default', limits => 'wide')");
     db.settle();
@@ -543,8 +545,8 @@ fn what_is_deleted_or_changed_before_its_turn_is_not_sent() {
     let db = trickling(&api, "trickle");
     db.run("DELETE FROM ingest.documents WHERE id % 2 = 0; UPDATE ingest.documents SET content = 'New: ' || content");
     let before = api.arrived();
-    wait_until("what was taken back is let go", SOON, || {
-        db.progress().in_flight < 60
+    wait_until("the worker has let go of what was taken back", SOON, || {
+        db.one::<bool>("SELECT bool_and(in_flight_documents <= 50) FROM ingest.workers WHERE database = current_database()")
     });
     db.run("SELECT ingest.set_limit('trickle', rpm => 60000)");
     db.settle();

@@ -357,12 +357,9 @@ fn the_first_query_is_answered_soon_and_the_next_at_once() {
         .collect();
     rest.sort();
     println!("first {first:?}, then {:?} at the median", rest[10]);
+    assert!(first < SOON, "the first query took {first:?}");
     assert!(
-        first < Duration::from_secs(5),
-        "the first query took {first:?}"
-    );
-    assert!(
-        rest[10] < Duration::from_millis(500),
+        rest[10] < Duration::from_secs(3),
         "the median query took {:?}",
         rest[10]
     );
@@ -445,11 +442,7 @@ fn a_query_can_be_cancelled_while_nobody_answers() {
         let start = Instant::now();
         let error = db.expect_error(&format!("SET statement_timeout = '200ms'; {sql}"));
         assert_eq!(error.code, "57014", "{error:?}");
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
         db.run("RESET statement_timeout");
     }
     let mut other = db.connect();

@@ -1,7 +1,7 @@
 //! Promise: nobody ever sees a key, whatever a provider does with it.
 
 use fake_api::{FakeApi, Fault, Request};
-use harness::remote::{KEY, OTHER_KEY, behaviour, case, case_of, impatient_cluster, server_log};
+use harness::remote::{KEY, OTHER_KEY, behaviour, case, case_of, server_log};
 use harness::secrecy::{files_with_a_key, holds_a_key, the_key_is_nowhere};
 use harness::*;
 
@@ -34,8 +34,8 @@ fn indiscreet(status: u16, request: &Request) -> Fault {
 
 #[test]
 fn a_key_that_the_provider_repeats_is_seen_by_nobody() {
-    let cluster = impatient_cluster();
-    let db = Database::new_in(cluster);
+    let db = Database::new();
+    let cluster = db.cluster();
     let api = FakeApi::start(behaviour());
     api.on_request(|request| Some(indiscreet(case_of(request).parse().ok()?, request)));
     let statuses = [200, 302, 400, 401, 402, 403, 404, 413, 422, 429, 500, 503];

@@ -2,7 +2,7 @@
 //! person says so, and fails nothing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fake_api::{
     Behaviour, FakeApi, Fault, Latency, Limits, Record, Request, RetryAfter, RetryHints, Verdict,
@@ -119,7 +119,8 @@ fn each_refusal_is_in_the_log_once(db: &Database, pipeline: &str, api: &FakeApi)
     }
 }
 
-/// Between a refusal and the time it asked for (some two seconds), nothing was sent but what was on its way already.
+/// Between a refusal and the time it asked for (some two seconds), nothing was sent but what was on its way already: of the
+/// four requests that may be, the other three.
 #[track_caller]
 fn nobody_came_too_early(pipeline: &str, api: &FakeApi) {
     let requests = api.requests();
@@ -127,15 +128,19 @@ fn nobody_came_too_early(pipeline: &str, api: &FakeApi) {
         .iter()
         .filter(|r| r.verdict == Verdict::RateLimited)
     {
-        for other in &requests {
+        let early = requests.iter().filter(|other| {
             let after = other.arrived.saturating_duration_since(refusal.arrived);
-            assert!(
-                after < Duration::from_millis(400) || after > Duration::from_millis(900),
-                "{pipeline}: {after:?} after request {} was refused came {}",
-                refusal.number,
-                other.number
-            );
-        }
+            other.number > refusal.number && after < Duration::from_millis(900)
+        });
+        assert!(
+            early.count() <= 3,
+            "{pipeline}: after request {} was refused: {:?}",
+            refusal.number,
+            requests
+                .iter()
+                .map(|r| (r.number, r.arrived, r.verdict))
+                .collect::<Vec<_>>()
+        );
     }
 }
 
@@ -173,7 +178,7 @@ fn what_a_provider_quotes_of_a_document_is_not_logged() {
 fn one_refusal_makes_everybody_on_the_limit_wait_in_every_database() {
     let [db, other] = [Database::new(), Database::new()];
     let api = FakeApi::start(behaviour());
-    let wait = Duration::from_secs(2);
+    let wait = Duration::from_secs(8);
     api.on_request(move |request| (request.number == 0).then(|| Fault::rate_limited(wait)));
     let limit = format!("shared {}", db.name());
     for db in [&db, &other] {
@@ -196,6 +201,8 @@ fn one_refusal_makes_everybody_on_the_limit_wait_in_every_database() {
         ));
         asked.expect("both succeed");
     }
+    db.worker();
+    other.worker();
     db.insert_prose("refused", "d", 3, 5);
     for db in [&db, &other] {
         wait_until("the limit is cooling down", SOON, || {
@@ -297,15 +304,10 @@ fn a_spent_quota_or_a_refused_key_blocks_and_fails_nothing() {
         api.clear_faults();
         api.set_quota_exhausted(false);
         if *pipeline != "slow" {
-            let start = Instant::now();
+            // By itself it would not try again.
+            not_by_itself(&db, pipeline);
             db.run(&format!("SELECT ingest.resume('{pipeline}')"));
             all_embedded(&db, pipeline, 40);
-            // By itself it would have tried again 10 s after the block.
-            assert!(
-                start.elapsed() < Duration::from_secs(6),
-                "{:?}",
-                start.elapsed()
-            );
             let progress = db.progress_of(pipeline);
             assert_eq!(
                 (progress.state.as_str(), progress.last_error),
@@ -317,6 +319,13 @@ fn a_spent_quota_or_a_refused_key_blocks_and_fails_nothing() {
     // Nobody resumed this one.
     all_embedded(&db, "slow", 40);
     the_key_is_nowhere(&db, &[]);
+}
+
+/// Puts off the next attempt of a blocked pipeline for an hour.
+fn not_by_itself(db: &Database, pipeline: &str) {
+    db.run(&format!(
+        "UPDATE ingest.pipeline SET blocked_until = now() + interval '1 hour' WHERE name = '{pipeline}' AND blocked_until IS NOT NULL"
+    ));
 }
 
 /// Never blocked, not even for a moment.
@@ -345,8 +354,12 @@ fn a_rotated_key_is_read_anew_without_a_block() {
     wait_until("some are embedded", SOON, || {
         db.progress_of("rotated").embedded > 20
     });
+    // There is more to come, however slow this test is.
+    api.hold_answers();
+    wait_until("four are being answered", SOON, || api.in_flight() == 4);
     db.cluster().write_key_as(&file, OTHER_KEY);
     api.accept_key(OTHER_KEY);
+    api.release_answers();
     all_embedded(&db, "rotated", 300);
     let refused = api.count(Verdict::Rejected);
     println!("{refused} requests with the old key");
@@ -402,14 +415,9 @@ fn a_key_that_is_not_there_yet_blocks_until_it_is() {
     );
     assert_eq!(api.arrived(), 0);
     db.cluster().write_key_as(&file, KEY);
-    let start = Instant::now();
+    not_by_itself(&db, "late");
     db.run("SELECT ingest.resume('late')");
     all_embedded(&db, "late", 10);
-    assert!(
-        start.elapsed() < Duration::from_secs(6),
-        "{:?}",
-        start.elapsed()
-    );
     assert_eq!(db.progress_of("late").last_error, None);
     same_vector(&embed(&db, "a question", "late"), "a question");
 }

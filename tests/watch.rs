@@ -333,7 +333,7 @@ fn a_long_table_is_read_in_short_transactions_while_others_write_to_it() {
                 .query_one(
                     "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8,
                             (SELECT bool_and(state = 'watching') FROM ingest.watches)
-                     FROM pg_stat_activity WHERE backend_type LIKE 'pg_ingest%'",
+                     FROM pg_stat_activity WHERE backend_type LIKE 'pg_ingest%' AND datname = current_database()",
                     &[],
                 )
                 .expect("a look at the worker");

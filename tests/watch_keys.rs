@@ -300,6 +300,29 @@ fn a_naming_column_that_is_gone_blocks_in_words_and_comes_back() {
 }
 
 #[test]
+fn names_are_those_of_the_table_as_it_is_when_its_rows_are_read() {
+    let (db, _api) = pages(&["a", "b"]);
+    db.run("ALTER TABLE public.pages RENAME slug TO label");
+    // It comes back while the worker, which has seen that it is gone, waits for the table.
+    let mut owner = db.connect();
+    owner
+        .batch_execute("BEGIN; ALTER TABLE public.pages RENAME label TO slug")
+        .unwrap();
+    db.run("UPDATE ingest.watch SET phase = 'scan', position = NULL, refresh = true; SELECT ingest.wake()");
+    wait_until("the worker waits for the table", SOON, || {
+        db.one::<bool>(
+            "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted
+                AND l.relation = 'public.pages'::regclass AND a.backend_type LIKE 'pg_ingest%')",
+        )
+    });
+    owner.batch_execute("COMMIT").unwrap();
+    wait_until("the rows have been looked at", SOON, || {
+        db.one::<bool>("SELECT bool_and(phase = 'done') FROM ingest.watch")
+    });
+    assert_eq!(embedded(&db), ["a: Text 1.", "b: Text 2."]);
+}
+
+#[test]
 fn a_naming_column_that_the_owner_may_not_read_names_nothing() {
     let db = Database::new();
     let (owner, mut client) = role(&db);

@@ -89,7 +89,7 @@ fn a_commit_wakes_the_worker_at_once() {
         latencies[7], latencies[14]
     );
     assert!(
-        latencies[7] < Duration::from_secs(1),
+        latencies[7] < Duration::from_secs(3),
         "the median is {:?}",
         latencies[7]
     );
@@ -327,7 +327,7 @@ fn a_database_can_be_dropped_while_its_worker_works() {
         .batch_execute(&format!("DROP DATABASE {}", db.name()))
         .unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
     println!("dropped in {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < SOON);
     // The others' workers were not disturbed.
     let other = Database::with_pipeline();
     other.run(&texts::insert_passages());

@@ -103,6 +103,10 @@ COMMENT ON TABLE ingest.queue IS 'Documents on their way: one row for each that 
 COMMENT ON COLUMN ingest.queue.revised IS 'whether chunks of an earlier content, which the pipeline has embedded, may be in its target';
 
 COMMENT ON COLUMN ingest.failures.rebuild IS 'whether it failed in the rebuild of its pipeline that is going on: see ingest.rebuilds';
+COMMENT ON COLUMN ingest.failures.key IS 'the document''s key';
+COMMENT ON COLUMN ingest.failures.http_status IS 'the status of the API''s answer; null when there was none';
+COMMENT ON COLUMN ingest.failures.message IS 'what was wrong, in the words of the API or of the error; never a key';
+COMMENT ON COLUMN ingest.failures.attempts IS 'how often it was tried before it was given up';
 
 COMMENT ON COLUMN ingest.counter.reused_tokens IS 'tokens of chunks that were written with a vector that was there already, since the pipeline was created';
 
@@ -548,6 +552,10 @@ WHERE EXISTS (SELECT FROM ingest.visible_limits v WHERE v.name = l.name)
 ORDER BY l.name;
 
 COMMENT ON VIEW ingest.limits IS 'Budgets that you own, use or may use, and what is used of them, live from shared memory, by all databases that name them';
+COMMENT ON COLUMN ingest.limits.rpm IS 'requests a minute; null for no bound';
+COMMENT ON COLUMN ingest.limits.tpm IS 'tokens a minute; null for no bound';
+COMMENT ON COLUMN ingest.limits.rpd IS 'requests a day (UTC); null for no bound';
+COMMENT ON COLUMN ingest.limits.tpd IS 'tokens a day (UTC); null for no bound';
 
 CREATE OR REPLACE FUNCTION ingest.create_pipeline(
     name text = 'default', model text = 'local/all-MiniLM-L6-v2', dimensions int = NULL, base_url text = NULL,
@@ -558,7 +566,7 @@ RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'create_pipeline_0_2_wrapper';
 
 COMMENT ON FUNCTION ingest.create_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb, text)
-    IS 'Defines a pipeline and creates its target table (ingest.<name>_chunks unless target is given)';
+    IS 'Defines a pipeline and creates its target table (ingest.<name>_chunks, or vecs.<name> with layout vecs, unless target is given)';
 
 CREATE OR REPLACE FUNCTION ingest.alter_pipeline(
     name text, model text = NULL, dimensions int = NULL, base_url text = NULL, api_key text = NULL, target text = NULL,
@@ -569,7 +577,7 @@ RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'alter_pipeline_0_2_wrapper';
 
 COMMENT ON FUNCTION ingest.alter_pipeline(text, text, int, text, text, text, text, int, int, text, text, int, int, int, text, text, jsonb, text)
-    IS 'Changes what is given of a pipeline, at once. Another way of splitting queues its documents again';
+    IS 'Changes what is given of a pipeline, at once. What the vectors of a pipeline with data depend on (model, dimensions, chunks, request) is built beside them and takes their place when it is complete: see ingest.rebuilds';
 
 -- The definition of a pipeline, or the error that lists those there are. Functions that show some of it decide what.
 CREATE OR REPLACE FUNCTION ingest.pipeline_named(name text) RETURNS ingest.pipeline
@@ -614,6 +622,13 @@ COMMENT ON VIEW ingest.pipelines IS 'The definitions of the pipelines that you o
 
 COMMENT ON COLUMN ingest.pipelines.granted_to IS 'roles that grant_pipeline() let in';
 COMMENT ON COLUMN ingest.pipelines.language IS 'the text search configuration of hybrid_search() and its index';
+COMMENT ON COLUMN ingest.pipelines.base_url IS 'where the model''s API is, when it is not the provider''s own; the owner''s to see';
+COMMENT ON COLUMN ingest.pipelines.api_key IS 'a reference to the key (env:NAME, file:PATH, vault:NAME), never a key; the owner''s to see';
+COMMENT ON COLUMN ingest.pipelines.layout IS 'what the target looks like: chunks, or vecs for the vecs client and LlamaIndex';
+COMMENT ON COLUMN ingest.pipelines.splitter IS 'text, markdown, or none for a document as one chunk';
+COMMENT ON COLUMN ingest.pipelines.index IS 'none, immediate, or deferred: built when there are enough chunks and the backlog is done';
+COMMENT ON COLUMN ingest.pipelines.on_success IS 'keep or delete: what becomes of a document when it is embedded';
+COMMENT ON COLUMN ingest.pipelines.paused IS 'whether somebody paused it';
 CREATE OR REPLACE VIEW ingest.claims WITH (security_barrier) AS
 SELECT q.pipeline_id FROM ingest.queue q
 WHERE q.claimed_by IS NOT NULL AND q.pipeline_id IN (SELECT v.pipeline_id FROM ingest.visible_pipelines v);
@@ -690,6 +705,9 @@ COMMENT ON COLUMN ingest.progress.cost_usd IS 'price of tokens by the model cata
 COMMENT ON COLUMN ingest.progress.reused_tokens IS 'tokens that were not sent because the vectors of the same texts were there, since the pipeline was created: chunks of changed documents that did not change, and texts that occur more than once';
 COMMENT ON COLUMN ingest.progress.saved_usd IS 'price of reused_tokens by the model catalogue, in US dollars';
 COMMENT ON COLUMN ingest.progress.rebuilding IS 'how far the new vectors are that alter_pipeline() asked for: see ingest.rebuilds; null when none are made';
+COMMENT ON COLUMN ingest.progress.bar IS 'percent, drawn';
+COMMENT ON COLUMN ingest.progress.chunks IS 'chunks in the target';
+COMMENT ON COLUMN ingest.progress.tokens_per_minute IS 'tokens of the chunks written in the last 60 seconds of work, as a rate';
 -- What drop_pipeline() removes of ours. The lock keeps documents out that would find no pipeline afterwards.
 CREATE OR REPLACE FUNCTION ingest.remove_pipeline(pipeline_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -1273,6 +1291,15 @@ COMMENT ON COLUMN ingest.rebuilds.target IS 'the table of the new vectors, which
 COMMENT ON COLUMN ingest.rebuilds.state IS 'running, cooling_down, paused, blocked, failed (documents fail that are embedded now: retry(), finish_rebuild() or cancel_rebuild()), or switching (the index is built, and the table is waited for)';
 COMMENT ON COLUMN ingest.rebuilds.percent IS 'embedded of documents';
 COMMENT ON COLUMN ingest.rebuilds.last_error IS 'why it is blocked, else the latest failure';
+COMMENT ON COLUMN ingest.rebuilds.documents IS 'documents of the pipeline';
+COMMENT ON COLUMN ingest.rebuilds.embedded IS 'documents whose present content has its new vectors';
+COMMENT ON COLUMN ingest.rebuilds.pending IS 'documents waiting for them';
+COMMENT ON COLUMN ingest.rebuilds.in_flight IS 'documents that a worker holds for it';
+COMMENT ON COLUMN ingest.rebuilds.failed IS 'documents that failed with the new definition';
+COMMENT ON COLUMN ingest.rebuilds.chunks IS 'chunks in the new table';
+COMMENT ON COLUMN ingest.rebuilds.tokens IS 'tokens of these chunks';
+COMMENT ON COLUMN ingest.rebuilds.cost_usd IS 'price of tokens by the model catalogue, in US dollars';
+COMMENT ON COLUMN ingest.rebuilds.started_at IS 'when alter_pipeline() asked for it';
 REVOKE ALL ON FUNCTION ingest.embedding_of(regclass), ingest.not_carried(regclass, oid), ingest.next_name(regclass), ingest.next_table(regclass, text, text),
     ingest.relations_of(regclass), ingest.next_statements(regclass, regclass, text), ingest.indexes_of(regclass),
     ingest.missing_indexes(regclass, regclass), ingest.swap_statements(regclass, regclass), ingest.hold_pipeline(int),
@@ -1597,11 +1624,16 @@ COMMENT ON FUNCTION ingest.check_k(int) IS 'Raises the error for a number of chu
 CREATE OR REPLACE FUNCTION ingest.widen_scan(k bigint, filtered boolean) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    before text[] := ARRAY[coalesce(nullif(current_setting('hnsw.ef_search', true), ''), '40'),
-                           coalesce(nullif(current_setting('hnsw.iterative_scan', true), ''), 'off')];
+    before text[];
 BEGIN
+    IF current_setting('hnsw.ef_search', true) IS NULL THEN
+        -- Loads pgvector, which then has its settings.
+        EXECUTE format('SELECT %L::%s.vector', '[0]', ingest.vector_schema());
+    END IF;
+    -- pgvector 0.7 knows no iterative scan, and lets nobody set one.
+    before := ARRAY[current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan', true)];
     PERFORM set_config('hnsw.ef_search', least(greatest(k, before[1]::int), 1000)::text, true);
-    IF filtered OR k > 1000 THEN
+    IF (filtered OR k > 1000) AND before[2] IS NOT NULL THEN
         PERFORM set_config('hnsw.iterative_scan', 'strict_order', true);
     END IF;
     RETURN before;
@@ -1612,7 +1644,10 @@ COMMENT ON FUNCTION ingest.widen_scan(bigint, boolean) IS 'Has HNSW scans of thi
 CREATE OR REPLACE FUNCTION ingest.restore_scan(before text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM set_config('hnsw.ef_search', before[1], true), set_config('hnsw.iterative_scan', before[2], true);
+    PERFORM set_config('hnsw.ef_search', before[1], true);
+    IF before[2] IS NOT NULL THEN
+        PERFORM set_config('hnsw.iterative_scan', before[2], true);
+    END IF;
 END $$;
 
 COMMENT ON FUNCTION ingest.restore_scan(text[]) IS 'Puts back what widen_scan() changed';
@@ -1862,6 +1897,10 @@ FROM ingest.watch w JOIN ingest.pipeline p USING (pipeline_id) JOIN ingest.visib
 COMMENT ON VIEW ingest.watches IS 'The watched tables. What is in the way of one is in ingest.progress, last_error';
 
 COMMENT ON COLUMN ingest.watches.state IS 'checking (which of its documents'' rows are gone), reading (which rows there are), watching (every row has its document; how many are embedded says ingest.progress)';
+COMMENT ON COLUMN ingest.watches.source IS 'the watched table';
+COMMENT ON COLUMN ingest.watches.content IS 'SQL expression over a row: the text to embed';
+COMMENT ON COLUMN ingest.watches.metadata IS 'SQL expression over a row: the metadata of its chunks; null for none';
+COMMENT ON COLUMN ingest.watches.key IS 'column that names the documents; null for the primary key';
 
 CREATE OR REPLACE FUNCTION ingest.primary_key(source oid) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -2613,7 +2652,7 @@ COMMENT ON FUNCTION ingest.revoke_pipeline(text, regrole) IS 'Takes back what gr
 CREATE OR REPLACE FUNCTION ingest.set_owner(pipeline text, owner regrole) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'set_owner_wrapper';
 
-COMMENT ON FUNCTION ingest.set_owner(text, regrole) IS 'Gives a pipeline to another role, and its target if the former owner owns that. For superusers, and for the owner where it is a member of the other role';
+COMMENT ON FUNCTION ingest.set_owner(text, regrole) IS 'Gives a pipeline to another role, and its target if the former owner owns that. For superusers, and for the owner where it can SET ROLE to the other role';
 
 -- The list of names is read once a statement, not once a row, and compared by an operator that an index and the planner know.
 ALTER TABLE ingest.documents ENABLE ROW LEVEL SECURITY;

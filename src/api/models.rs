@@ -124,6 +124,20 @@ const HINT_NO_MODEL: &str = "local/all-MiniLM-L6-v2 comes with `make install` an
     MODEL=no: copy its directory below pg_ingest.model_dir from there. Any other local model is a directory there that \
     holds model.onnx and tokenizer.json. A remote one (model => 'openai/…') needs no files.";
 
+/// Why a local model cannot be used, and where it would be.
+pub fn unusable(model: &ModelName, error: EmbedError) -> UserError {
+    let is_there = settings::model_dir().join(&model.name).is_dir();
+    UserError::new(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_FILE,
+        format!("model {model} cannot be used"),
+    )
+    .detail(error.message)
+    .hint(match error.hint {
+        Some(hint) if is_there => hint,
+        _ => HINT_NO_MODEL.into(),
+    })
+}
+
 fn describe_local(model: &ModelName) -> Result<Described, UserError> {
     let directory = settings::model_dir().join(&model.name);
     // Describing may load the model, and that starts threads.
@@ -133,17 +147,7 @@ fn describe_local(model: &ModelName) -> Result<Described, UserError> {
                 "the model could not be examined",
             ))
         });
-    let info = described.map_err(|error| {
-        UserError::new(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_FILE,
-            format!("model {model} cannot be used"),
-        )
-        .detail(error.message)
-        .hint(match error.hint {
-            Some(hint) if directory.is_dir() => hint,
-            _ => HINT_NO_MODEL.into(),
-        })
-    })?;
+    let info = described.map_err(|error| unusable(model, error))?;
     let longest = info
         .max_tokens
         .saturating_sub(info.tokenizer.special_tokens()) as i32;

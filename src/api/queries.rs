@@ -11,10 +11,14 @@ use std::os::unix::net::UnixStream;
 use pgrx::prelude::*;
 
 use crate::api::definition::Definition;
-use crate::api::status::require_worker;
+use crate::api::status::{is_served, require_worker};
 use crate::errors::{OrRaise, UserError};
 use crate::worker::query_server::{self, Answer, MAX_ANSWER, MAX_QUESTION, Question};
 use crate::{access, shmem};
+
+/// Looks for a worker that is starting, and milliseconds between them: five seconds.
+const PATIENCE: u32 = 100;
+const LOOK_AGAIN: i64 = 50;
 
 #[pg_extern(sql = false)]
 fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> {
@@ -40,6 +44,7 @@ fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> 
         )
         .raise();
     }
+    wait_for_worker();
     require_worker();
     let is_owned = definition.is_owned();
     let question = Question {
@@ -67,6 +72,29 @@ fn embed_array(input: Option<&str>, pipeline: Option<&str>) -> Option<Vec<f32>> 
     }
 }
 
+/// Waits for the worker that is on its way to this database, as after CREATE EXTENSION or a restart.
+fn wait_for_worker() {
+    // SAFETY: a plain global, set when the backend connected.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    let Some(shared) = shmem::get() else {
+        return;
+    };
+    let is_there = || shared.workers_of(database).next().is_some();
+    if is_there() || !is_served(database) {
+        return;
+    }
+    for look in 0..PATIENCE {
+        // One that looked a moment ago may have found no extension yet.
+        if look % 20 == 0 {
+            shared.request_worker(database);
+        }
+        wait_on(-1, 0, LOOK_AGAIN);
+        if is_there() {
+            return;
+        }
+    }
+}
+
 /// Asks the workers of this database in turn until one answers.
 fn ask(question: &Question) -> Result<Answer, UserError> {
     let unavailable = |detail: String| {
@@ -80,7 +108,7 @@ fn ask(question: &Question) -> Result<Answer, UserError> {
     // SAFETY: a plain global, set when the backend connected.
     let database = unsafe { pg_sys::MyDatabaseId };
     // A worker that has just started is not listening yet.
-    for _ in 0..100 {
+    for _ in 0..PATIENCE {
         for index in shmem::get()
             .into_iter()
             .flat_map(|shared| shared.workers_of(database).map(|(index, _)| index))
@@ -89,7 +117,7 @@ fn ask(question: &Question) -> Result<Answer, UserError> {
                 return exchange(stream, question).map_err(|error| unavailable(error.to_string()));
             }
         }
-        wait_on(-1, 0, 50);
+        wait_on(-1, 0, LOOK_AGAIN);
     }
     Err(unavailable(
         "none of the workers listens for queries".into(),

@@ -147,6 +147,15 @@ fn waits_for_update(shared: &shmem::Shared, database: pg_sys::Oid) -> bool {
         .any(|(_, slot)| slot.state.load(Ordering::SeqCst) == shmem::WorkerState::NeedsUpdate as u8)
 }
 
+/// Whether there is, or should soon be, a worker in this database.
+pub fn is_served(database: pg_sys::Oid) -> bool {
+    // SAFETY: a plain global.
+    let is_standby = unsafe { pg_sys::RecoveryInProgress() };
+    !is_standby
+        && settings::workers() > 0
+        && database_name(database).is_some_and(|name| settings::serves_database(&name))
+}
+
 /// Raises `55000` with what to do when no worker serves this database.
 pub fn require_worker() {
     if let Some(problem) = worker_problem() {

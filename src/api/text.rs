@@ -9,6 +9,7 @@ use embedder::{ModelName, Provider, catalogue};
 use pgrx::prelude::*;
 
 use crate::api::definition::{Definition, parse_model};
+use crate::api::models::unusable;
 use crate::errors::{OrRaise, UserError};
 use crate::installed::{Installed, installed};
 use crate::settings;
@@ -27,15 +28,16 @@ pub fn tokenizer(model: &ModelName) -> Result<Tokenizer, UserError> {
     let fresh = match model.provider {
         Provider::Local => {
             let directory = settings::model_dir().join(&model.name);
-            LocalModel::check_files(&directory)?;
+            LocalModel::check_files(&directory).map_err(|error| unusable(model, error))?;
             Tokenizer::from_file(&directory.join("tokenizer.json"))
         }
         _ => {
             let encoding = catalogue::lookup(model)
                 .and_then(|info| info.encoding.as_deref())
                 .ok_or_else(|| {
-                    UserError::invalid(format!("the tokenizer of model {model} is not known"))
-                        .hint("Known are the models of the catalogue and every local model.")
+                    UserError::invalid(format!("the tokenizer of model {model} is not known")).hint(
+                        "Known are those of OpenAI's embedding models and of every local model.",
+                    )
                 })?;
             Tokenizer::tiktoken(encoding)
         }

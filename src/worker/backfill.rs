@@ -36,6 +36,8 @@ pub struct Unfinished {
     pipeline: i32,
     phase: String,
     position: Option<String>,
+    /// Another one when anything of the watch has changed.
+    version: String,
     was_dropped: bool,
 }
 
@@ -47,7 +49,7 @@ pub fn unfinished() -> Vec<Unfinished> {
     Spi::connect_mut(|client| {
         let rows = run(
             client,
-            "SELECT w.watch_id, w.pipeline_id, w.phase, w.position, c.oid IS NULL AS was_dropped
+            "SELECT w.watch_id, w.pipeline_id, w.phase, w.position, w.xmin::text AS version, c.oid IS NULL AS was_dropped
              FROM ingest.watch w LEFT JOIN pg_class c ON c.oid = w.source
              WHERE (w.phase <> 'done' OR c.oid IS NULL)
              ORDER BY w.watch_id",
@@ -60,6 +62,7 @@ pub fn unfinished() -> Vec<Unfinished> {
                 pipeline: row["pipeline_id"].value()?.unwrap_or_default(),
                 phase: row["phase"].value()?.unwrap_or_default(),
                 position: row["position"].value()?,
+                version: row["version"].value()?.unwrap_or_default(),
                 was_dropped: row["was_dropped"].value()?.unwrap_or_default(),
             });
         }
@@ -110,11 +113,11 @@ fn step_of(one: &Unfinished, pipeline: &Active, journal: &mut Journal) -> Result
     let working = journal.work_on_watch(one.watch);
     let done = transaction(|| {
         Spi::connect_mut(|client| {
-            match one.phase.as_str() {
-                "sweep" => sweep(client, &source, rows, false)?,
-                _ => scan(client, &source, rows, one.position.as_deref())?,
-            }
-            if pipeline.blocked_for.is_some() {
+            let stepped = match one.phase.as_str() {
+                "sweep" => sweep(client, one, &source, rows, false)?,
+                _ => scan(client, one, &source, rows)?,
+            };
+            if stepped && pipeline.blocked_for.is_some() {
                 unblock(client, pipeline)?;
             }
             Ok::<_, pgrx::spi::Error>(())
@@ -142,9 +145,9 @@ fn step_of(one: &Unfinished, pipeline: &Active, journal: &mut Journal) -> Result
             let seconds = PATIENCE.as_secs();
             block(&format!("finding a row takes longer than {seconds} s"))
         }
-        Err(error) if one.phase == "sweep" && is_no_key(&error) => {
-            transaction(|| Spi::connect_mut(|client| sweep(client, &source, rows, true)).or_raise())
-        }
+        Err(error) if one.phase == "sweep" && is_no_key(&error) => transaction(|| {
+            Spi::connect_mut(|client| sweep(client, one, &source, rows, true).map(drop)).or_raise()
+        }),
         Err(error) if !error.is_transient() => block(&error.to_string()),
         done => done,
     }
@@ -187,14 +190,34 @@ fn is_no_key(error: &SqlError) -> bool {
     )
 }
 
+/// Whether the watch and its table are still what they were when the statements were made by which rows have been read. If
+/// so, the watch stays that way until the transaction ends.
+fn is_as_found(
+    client: &mut SpiClient,
+    one: &Unfinished,
+    source: &Source,
+) -> Result<bool, pgrx::spi::Error> {
+    let standing = run(
+        client,
+        "SELECT FROM ingest.watch WHERE watch_id = $1 AND xmin::text = $2 FOR NO KEY UPDATE",
+        &[one.watch.into(), one.version.as_str().into()],
+    )?;
+    if standing.is_empty() {
+        return Ok(false);
+    }
+    let now = Source::find(client, one.watch)?;
+    Ok(now.is_some_and(|now| now.table == source.table && now.statements == source.statements))
+}
+
 /// Looks for the rows of the next documents, and removes those that are gone, or that the pipeline's owner does not see;
-/// or, where none can be there, all.
+/// or, where none can be there, all. False when that is to be done again.
 fn sweep(
     client: &mut SpiClient,
+    one: &Unfinished,
     source: &Source,
     rows: i32,
     all: bool,
-) -> Result<(), pgrx::spi::Error> {
+) -> Result<bool, pgrx::spi::Error> {
     let statements = source.statements();
     let next = run(
         client,
@@ -213,12 +236,15 @@ fn sweep(
             "source_key",
         )?
     };
+    if !is_as_found(client, one, source)? {
+        return Ok(false);
+    }
     run(
         client,
         "SELECT ingest.sweep($1, $2, $3)",
         &[source.watch.into(), missing.into(), last.into()],
-    )
-    .map(drop)
+    )?;
+    Ok(true)
 }
 
 fn texts(rows: SpiTupleTable, column: &str) -> Result<Vec<String>, pgrx::spi::Error> {
@@ -229,14 +255,15 @@ fn texts(rows: SpiTupleTable, column: &str) -> Result<Vec<String>, pgrx::spi::Er
     Ok(found)
 }
 
-/// Makes documents of the next rows by primary key.
+/// Makes documents of the next rows by primary key. False when that is to be done again.
 fn scan(
     client: &mut SpiClient,
+    one: &Unfinished,
     source: &Source,
     most: i32,
-    after: Option<&str>,
-) -> Result<(), pgrx::spi::Error> {
+) -> Result<bool, pgrx::spi::Error> {
     let statements = source.statements();
+    let after = one.position.as_deref();
     let sql = match after {
         Some(_) => &statements.next_rows,
         None => &statements.first_rows,
@@ -249,6 +276,9 @@ fn scan(
         bytes.push(row["bytes"].value::<i32>()?.unwrap_or_default());
     }
     let is_last = (source_keys.len() as i32) < most;
+    if !is_as_found(client, one, source)? {
+        return Ok(false);
+    }
     run(
         client,
         "SELECT ingest.stage_rows($1, $2, $3, $4, $5)",
@@ -259,8 +289,8 @@ fn scan(
             bytes.into(),
             is_last.into(),
         ],
-    )
-    .map(drop)
+    )?;
+    Ok(true)
 }
 
 /// What this table was blocked for is over, for a rebuild, too.

@@ -121,7 +121,7 @@ pub fn impatient_cluster() -> &'static Cluster {
     static IMPATIENT: OnceLock<Cluster> = OnceLock::new();
     IMPATIENT.get_or_init(|| {
         Cluster::start(&[
-            ("pg_ingest.request_timeout", "1500ms"),
+            ("pg_ingest.request_timeout", "4s"),
             ("pg_ingest.connect_timeout", "1000ms"),
         ])
     })

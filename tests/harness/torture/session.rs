@@ -85,7 +85,7 @@ impl<'a> Session<'a> {
         let mut other = self.db.connect();
         other
             .batch_execute(
-                "SET lock_timeout = '200ms'; SET jit = off; SET client_min_messages = error",
+                "SET lock_timeout = '30s'; SET jit = off; SET client_min_messages = error",
             )
             .expect("a session that does not wait");
         self.other = Some(other);
@@ -364,7 +364,14 @@ impl<'a> Session<'a> {
 
     /// What another session does, if it need not wait for this one's transaction.
     fn meanwhile(&mut self, operation: &Operation, before: &mut [State]) -> Result<(), String> {
-        let done = self.other().batch_execute(&operation.to_string());
+        // Where it only looks, it may wait: for a table that takes another's place.
+        let other = self.other();
+        let done = other
+            .batch_execute("SET lock_timeout = '200ms'")
+            .and_then(|()| other.batch_execute(&operation.to_string()));
+        other
+            .batch_execute("SET lock_timeout = '30s'")
+            .map_err(|error| ServerError::from(error).text())?;
         match done.map_err(ServerError::from) {
             Ok(()) => {}
             Err(error) if error.code == LOCK_NOT_AVAILABLE => return Ok(()),
