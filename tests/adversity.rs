@@ -312,6 +312,38 @@ fn what_is_said_of_one_document_as_of_a_full_disk_harms_only_it() {
 }
 
 #[test]
+fn an_internal_error_of_the_target_that_passes_costs_nothing() {
+    let db = Database::new();
+    let api = remote::api();
+    db.create_remote_pipeline("p", &api, "max_attempts => 1");
+    // As Postgres says while indexes are rebuilt: of the whole, of a half, of a document alone; and then no more.
+    db.run(
+        "CREATE SEQUENCE public.times; GRANT USAGE ON SEQUENCE public.times TO PUBLIC;
+         CREATE FUNCTION public.stumble() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF NEW.content LIKE '%always%' OR nextval('public.times') <= 5 THEN
+                 RAISE 'no valid index found for toast relation with Oid 1' USING ERRCODE = 'internal_error';
+             END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER stumble BEFORE INSERT ON ingest.p_chunks FOR EACH ROW EXECUTE FUNCTION public.stumble()",
+    );
+    db.insert_prose("p", "d", 4, 5);
+    remote::all_embedded(&db, "p", 4);
+    assert!(db.one::<i64>("SELECT last_value FROM public.times") > 5);
+    assert_eq!(api.repeated_inputs(), 0);
+    assert_eq!(db.rows("SELECT * FROM ingest.failures").len(), 0);
+    // One that does not pass is the document's.
+    db.run("INSERT INTO ingest.documents (pipeline, key, content) VALUES ('p', 'bad', 'It always stumbles.')");
+    db.settle();
+    assert_eq!(db.progress_of("p").counts(), (5, 4, 0, 1));
+    assert_eq!(
+        db.all::<String>("SELECT key || ' ' || error_class FROM ingest.failures"),
+        ["bad internal"]
+    );
+}
+
+#[test]
 fn a_chunk_that_somebody_has_locked_keeps_only_its_document_waiting() {
     const DOCUMENTS: usize = 600;
     let api = remote::api();

@@ -33,12 +33,16 @@ const LOCKED_WAIT: Duration = Duration::from_millis(50);
 /// Lock timeouts (200 ms each) borne while looking for the documents of a batch whose rows are locked, besides one for each
 /// halving until one stands alone. More than that, and the target as a whole is locked.
 const LOCK_PATIENCE: u32 = 2;
+/// How often a document is written again that met an internal error of the target: Postgres raises some in passing, such as `no
+/// valid index found for toast relation` while its indexes are rebuilt.
+const SECOND_CHANCES: u32 = 3;
 /// Wait before a pipeline is written again whose target was locked.
 const STUCK_WAIT: Duration = Duration::from_secs(1);
 
 /// Chunks of all pipelines that are kept at most while their targets take nothing: some 50 MB of vectors.
 const MAX_KEPT_CHUNKS: usize = 8192;
-/// Most documents remembered as those at which a target accepted nothing; beyond that the list starts anew.
+/// Most documents remembered as those at which a target accepted nothing (beyond that the list starts anew), and as those that
+/// are written again (beyond that, others are not).
 const MAX_ACCUSED: usize = 1024;
 
 /// Settles documents, and remembers those that had to wait.
@@ -49,6 +53,8 @@ pub struct Settler {
     postponed: Vec<Outcome>,
     kept: BTreeMap<i32, Kept>,
     accused: HashMap<i64, Accused>,
+    /// Answers that met an internal error of the target, and how often.
+    doubted: HashMap<u64, u32>,
     stuck: BTreeSet<i32>,
     /// Pipelines whose targets have taken too long over a statement, and when: for a while one document is written at a time,
     /// and few of its rows.
@@ -83,6 +89,7 @@ impl Settler {
             postponed: Vec::new(),
             kept: BTreeMap::new(),
             accused: HashMap::new(),
+            doubted: HashMap::new(),
             stuck: BTreeSet::new(),
             slow: BTreeMap::new(),
             not_before: Instant::now(),
@@ -260,6 +267,7 @@ impl Settler {
                     .into_iter()
                     .partition(|outcome| settled.locked.contains(&outcome.ticket()));
                 for outcome in ended {
+                    self.doubted.remove(&outcome.ticket());
                     let claim = claims.remove(outcome.ticket());
                     if settled.ended.contains(&outcome.ticket())
                         && let Some(claim) = claim
@@ -313,6 +321,11 @@ impl Settler {
             self.postpone(batch);
             return Err(error);
         };
+        if error.is_internal() && self.has_another_chance(ticket, claims) {
+            self.postpone(batch);
+            self.not_before = Instant::now() + STUCK_WAIT;
+            return Ok(());
+        }
         let only_this = self
             .accused(&batch[0], claims)
             .is_some_and(|accused| accused.others_written);
@@ -353,6 +366,19 @@ impl Settler {
             }];
         }
         self.settle_batch(batch, claims, pipeline, forgive, patience)
+    }
+
+    /// Whether a document whose target met an internal error is to be written once more.
+    fn has_another_chance(&mut self, ticket: u64, claims: &Claims) -> bool {
+        if self.doubted.len() >= MAX_ACCUSED && !self.doubted.contains_key(&ticket) {
+            self.doubted.retain(|known, _| claims.get(*known).is_some());
+            if self.doubted.len() >= MAX_ACCUSED {
+                return false;
+            }
+        }
+        let times = self.doubted.entry(ticket).or_default();
+        *times += 1;
+        *times <= SECOND_CHANCES
     }
 
     fn accuse(&mut self, outcome: &Outcome, claims: &Claims) {

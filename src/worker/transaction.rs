@@ -30,6 +30,15 @@ impl SqlError {
                 | C::ERRCODE_QUERY_CANCELED
         )
     }
+
+    /// Whether Postgres itself met what it did not expect, or code of a user's said so, or something unknown.
+    pub fn is_internal(&self) -> bool {
+        use PgSqlErrorCode as C;
+        matches!(
+            self.code,
+            C::ERRCODE_INTERNAL_ERROR | C::ERRCODE_DATA_CORRUPTED | C::ERRCODE_INDEX_CORRUPTED
+        )
+    }
 }
 
 impl std::fmt::Display for SqlError {

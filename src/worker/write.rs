@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use embedder::EmbedError;
+use embedder::{EmbedError, ErrorClass};
 use engine::{EmbeddedChunk, Outcome};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
@@ -467,15 +467,20 @@ impl<'a> Retries<'a> {
     fn log(&self, pipeline: &Active) {
         for retry in &self.0 {
             let error = retry.error;
+            let what = match (&error.request_id, error.http_status) {
+                (None, None) if error.class == ErrorClass::Internal => {
+                    "it failed on this side".into()
+                }
+                (id, status) => format!(
+                    "request {} failed ({}, HTTP {})",
+                    id.as_deref().unwrap_or("without an id"),
+                    error.class,
+                    status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
+                ),
+            };
             log!(
-                "pg_ingest: pipeline {:?}: request {} failed ({}, HTTP {}), attempt {} of {}; {} documents are tried again \
-                 within {:.1} s",
+                "pg_ingest: pipeline {:?}: {what}, attempt {} of {}; {} documents are tried again within {:.1} s",
                 pipeline.name,
-                error.request_id.as_deref().unwrap_or("without an id"),
-                error.class,
-                error
-                    .http_status
-                    .map_or_else(|| "-".to_owned(), |status| status.to_string()),
                 retry.attempt,
                 pipeline.max_attempts,
                 retry.documents,
