@@ -94,7 +94,9 @@ CREATE TABLE ingest.watch (
     refresh     boolean     NOT NULL DEFAULT false,
     position    text,
     created_at  timestamptz NOT NULL DEFAULT now(),
-    UNIQUE (pipeline_id, source)
+    definition  int         NOT NULL DEFAULT 1,
+    UNIQUE (pipeline_id, source),
+    UNIQUE (watch_id, definition)
 );
 COMMENT ON TABLE ingest.watch IS 'Watched tables behind the view ingest.watches; change them with ingest.watch() and ingest.unwatch()';
 COMMENT ON COLUMN ingest.watch.content IS 'SQL expression over a row: the text to embed';
@@ -106,6 +108,7 @@ COMMENT ON COLUMN ingest.watch.key_columns IS 'the primary key by which source_k
 COMMENT ON COLUMN ingest.watch.phase IS 'what the worker does: sweep (documents whose rows are gone are removed), then scan (rows become documents), then done';
 COMMENT ON COLUMN ingest.watch.refresh IS 'whether the scan queues documents that are there already: the expressions changed';
 COMMENT ON COLUMN ingest.watch.position IS 'how far the worker is: the last source_key of the sweep or of the scan';
+COMMENT ON COLUMN ingest.watch.definition IS 'counts up with each watch() of the table: a transaction with an older snapshot cannot change its rows then';
 
 -- claimed_by and claim_token: the worker that holds the document and the token that its answer must show. Whoever
 -- changes the content clears them, so that an answer for the old content finds no claim and is thrown away.

@@ -83,7 +83,9 @@ CREATE TABLE ingest.watch (
     refresh     boolean     NOT NULL DEFAULT false,
     position    text,
     created_at  timestamptz NOT NULL DEFAULT now(),
-    UNIQUE (pipeline_id, source)
+    definition  int         NOT NULL DEFAULT 1,
+    UNIQUE (pipeline_id, source),
+    UNIQUE (watch_id, definition)
 );
 
 COMMENT ON TABLE ingest.watch IS 'Watched tables behind the view ingest.watches; change them with ingest.watch() and ingest.unwatch()';
@@ -97,6 +99,7 @@ COMMENT ON COLUMN ingest.watch.key_columns IS 'the primary key by which source_k
 COMMENT ON COLUMN ingest.watch.phase IS 'what the worker does: sweep (documents whose rows are gone are removed), then scan (rows become documents), then done';
 COMMENT ON COLUMN ingest.watch.refresh IS 'whether the scan queues documents that are there already: the expressions changed';
 COMMENT ON COLUMN ingest.watch.position IS 'how far the worker is: the last source_key of the sweep or of the scan';
+COMMENT ON COLUMN ingest.watch.definition IS 'counts up with each watch() of the table: a transaction with an older snapshot cannot change its rows then';
 
 COMMENT ON TABLE ingest.queue IS 'Documents on their way: one row for each that is not yet embedded and has not failed for good, and one more while its pipeline is rebuilt';
 
@@ -2111,6 +2114,10 @@ BEGIN
     ELSIF w.source IS DISTINCT FROM TG_RELID AND w.source IS DISTINCT FROM pg_partition_root(TG_RELID) THEN
         RETURN NULL;
     END IF;
+    IF ingest.has_old_snapshot() THEN
+        -- Raises 40001 where it was defined anew since: what that reads and how it names is not known here.
+        PERFORM FROM ingest.watch v WHERE v.watch_id = w.watch_id FOR KEY SHARE;
+    END IF;
 
     IF TG_OP = 'TRUNCATE' AND TG_RELID = w.source AND NOT ingest.has_old_snapshot() THEN
         PERFORM ingest.forget_all_of_source(w.watch_id);
@@ -2417,7 +2424,7 @@ BEGIN
             add_watch.columns, ingest.primary_key(add_watch.source), 'scan')
     ON CONFLICT ON CONSTRAINT watch_pipeline_id_source_key DO UPDATE
         SET content = EXCLUDED.content, metadata = EXCLUDED.metadata, key = EXCLUDED.key, columns = EXCLUDED.columns,
-            phase = 'sweep', position = NULL,
+            phase = 'sweep', position = NULL, definition = v.definition + 1,
             refresh = v.refresh OR (v.content, v.metadata, v.key) IS DISTINCT FROM (EXCLUDED.content, EXCLUDED.metadata, EXCLUDED.key)
     RETURNING v.* INTO w;
     BEGIN
@@ -2534,6 +2541,17 @@ END $$;
 
 COMMENT ON FUNCTION ingest.try_reading(text, text, int) IS 'A row''s content by its pipeline''s reading statement, run with your own rights; null when it fails';
 
+-- Documents of the old key may have the same texts as rows of the new one: all are looked at again.
+CREATE OR REPLACE FUNCTION ingest.has_new_key(watch_id int) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE ingest.watch w SET key_columns = ingest.primary_key(w.source), phase = 'sweep', position = NULL, refresh = true
+    WHERE w.watch_id = has_new_key.watch_id AND ingest.primary_key(w.source) <> w.key_columns;
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION ingest.has_new_key(int) IS 'Whether a watched table has another primary key since the worker began to look through it; it begins anew then';
+REVOKE ALL ON FUNCTION ingest.has_new_key(int) FROM PUBLIC;
+
 -- Rows of a watched table that were read as the pipeline's owner become documents.
 CREATE OR REPLACE FUNCTION ingest.stage_rows(watch_id int, source_keys text[], keys text[], bytes int[], is_last boolean) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
@@ -2547,7 +2565,7 @@ DECLARE
 BEGIN
     -- Who unwatches the table meanwhile waits for this, and removes what it stages.
     SELECT * INTO w FROM ingest.watch v WHERE v.watch_id = stage_rows.watch_id AND v.phase = 'scan' FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
+    IF NOT FOUND OR ingest.has_new_key(stage_rows.watch_id) THEN
         RETURN;
     END IF;
     statements := ARRAY[ingest.staging_sql(w, rows)];
@@ -2599,13 +2617,12 @@ CREATE OR REPLACE FUNCTION ingest.sweep(watch_id int, gone text[], last text) RE
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM FROM ingest.watch w WHERE w.watch_id = sweep.watch_id AND w.phase = 'sweep' FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
+    IF NOT FOUND OR ingest.has_new_key(sweep.watch_id) THEN
         RETURN;
     END IF;
     DELETE FROM ingest.documents d WHERE d.watch_id = sweep.watch_id AND d.source_key = ANY (gone);
     UPDATE ingest.watch w
-    SET position = last, phase = CASE WHEN last IS NULL THEN 'scan' ELSE 'sweep' END,
-        key_columns = coalesce(ingest.primary_key(w.source), w.key_columns)
+    SET position = last, phase = CASE WHEN last IS NULL THEN 'scan' ELSE 'sweep' END
     WHERE w.watch_id = sweep.watch_id;
 END $$;
 

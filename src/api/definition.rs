@@ -72,18 +72,26 @@ impl Definition {
     /// The pipeline with this name, which the current user owns, kept until the transaction ends from whoever else would alter or
     /// drop it.
     pub fn to_change(name: &str) -> Self {
-        let seen = Self::named(name);
-        seen.require_ownership();
-        let lock = Lock::Change(seen.pipeline_id);
-        if !lock.try_alone() {
-            // The index of new vectors may take hours; it is begun again if it is still wanted.
-            wake::cancel_index_builds();
-            lock.wait_alone();
+        let mut seen = Self::named(name);
+        loop {
+            seen.require_ownership();
+            let lock = Lock::Change(seen.pipeline_id);
+            if !lock.try_alone() {
+                // The index of new vectors may take hours; it is begun again if it is still wanted.
+                wake::cancel_index_builds();
+                lock.wait_alone();
+            }
+            // SAFETY: inside a transaction. From now on, what is read here is what others have committed, not what there was
+            // when the statement began.
+            unsafe { pg_sys::GetCurrentTransactionId() };
+            // Whoever was waited for may have given it away, or made another one of its name.
+            let now = Self::named(name);
+            if now.pipeline_id == seen.pipeline_id {
+                now.require_ownership();
+                return now;
+            }
+            seen = now;
         }
-        // SAFETY: inside a transaction. From now on, what is read here is what others have committed, not what there was when
-        // the statement began.
-        unsafe { pg_sys::GetCurrentTransactionId() };
-        Self::named(name)
     }
 
     /// What is being built to take its place.

@@ -3,14 +3,12 @@
 
 use std::cell::Cell;
 
-use pgrx::prelude::*;
-use pgrx::spi::quote_qualified_identifier;
-
-use crate::api::targets::{fire_constraints_at_once, table_name};
+use crate::api::targets::{fire_constraints_at_once, keep_name};
 use crate::errors::OrRaise;
 use crate::layout::{Layout, Which};
 use crate::owner::ActingAs;
 use crate::wake;
+use pgrx::prelude::*;
 
 thread_local! {
     static ARCHIVING: Cell<bool> = const { Cell::new(false) };
@@ -113,8 +111,7 @@ struct Target {
 /// A pipeline's target; `None` when either is gone and there is nothing to do.
 fn target_of(pipeline_id: Option<i32>) -> Option<Target> {
     let (owner, target, layout) = whereabouts(pipeline_id?)?;
-    let (schema, table) = table_name(target)?;
-    let name = quote_qualified_identifier(schema, table);
+    let name = keep_name(target, pg_sys::RowExclusiveLock)?;
     fire_constraints_at_once(target);
     // SAFETY: a catalog look-up inside a transaction.
     let kind = unsafe { pg_sys::get_rel_relkind(target) };

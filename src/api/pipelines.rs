@@ -11,7 +11,7 @@ use crate::api::definition::{Definition, parse_model};
 use crate::api::limits::use_limit;
 use crate::api::models::{Connection, Described, hide_misplaced_key};
 use crate::api::rebuild::drop_table_of;
-use crate::api::targets::{self, create_indexes, create_or_check_target, target_for};
+use crate::api::targets::{self, create_indexes, create_or_check_target, keep_name, target_for};
 use crate::errors::{OrRaise, UserError};
 use crate::installed;
 use crate::layout::Layout;
@@ -272,7 +272,7 @@ fn drop_pipeline(name: &str, drop_target: bool) {
         .or_raise();
     }
     successor.iter().for_each(drop_table_of);
-    if drop_target && let Some(table) = definition.target_name() {
+    if drop_target && let Some(table) = keep_name(definition.target, pg_sys::AccessExclusiveLock) {
         let foreign = if definition.is_foreign() {
             "FOREIGN"
         } else {

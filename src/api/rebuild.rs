@@ -9,7 +9,7 @@ use crate::access::role_name;
 use crate::api::alter::{Change, Wanted};
 use crate::api::definition::Definition;
 use crate::api::lent;
-use crate::api::targets::{change_language, embedding_type, retype_empty, table_name};
+use crate::api::targets::{change_language, embedding_type, keep_name, retype_empty, table_name};
 use crate::errors::{OrRaise, UserError};
 use crate::owner::ActingAs;
 use crate::reading::{self, refuse_if_read_only};
@@ -34,6 +34,7 @@ pub fn begin(definition: &Definition, wanted: &Wanted, change: Change) {
         obstacle.raise();
     }
     call("SELECT ingest.hold_pipeline($1)", definition.pipeline_id);
+    let table = definition.target_name();
     match &table {
         Some(table) if obstacle.is_none() && !is_empty(definition, table) => {
             refuse_deleting(wanted.on_success()).or_raise();
@@ -410,7 +411,7 @@ pub fn drop_successor(definition: &Definition) -> bool {
 
 /// Drops the table of a successor that is no more.
 pub fn drop_table_of(successor: &Definition) {
-    if let Some(table) = successor.target_name() {
+    if let Some(table) = keep_name(successor.target, pg_sys::AccessExclusiveLock) {
         let _acting = ActingAs::new(successor.owner);
         Spi::run(&format!("DROP TABLE {table}")).or_raise();
     }

@@ -676,6 +676,23 @@ fn waiting_for_constraints(target: pg_sys::Oid) -> Option<String> {
     table_name(waiting).map(|(schema, table)| quote_qualified_identifier(schema, table))
 }
 
+/// The name of a table, quoted for SQL, which it keeps until the transaction ends; `None` when it was dropped. It is locked by its
+/// number first: whoever names a table and then waits for it may get another one, to which its name was given meanwhile.
+pub fn keep_name(table: pg_sys::Oid, lock: u32) -> Option<String> {
+    // SAFETY: inside a transaction; the names are palloc'ed C strings or null, read from the catalogs as they are now, whatever
+    // snapshot the transaction has.
+    unsafe {
+        pg_sys::LockRelationOid(table, lock as pg_sys::LOCKMODE);
+        let name = pg_sys::get_rel_name(table);
+        if name.is_null() {
+            return None;
+        }
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(table));
+        let text = |name| std::ffi::CStr::from_ptr(name).to_string_lossy();
+        (!schema.is_null()).then(|| quote_qualified_identifier(text(schema), text(name)))
+    }
+}
+
 /// Schema and name of a table.
 pub fn table_name(table: pg_sys::Oid) -> Option<(String, String)> {
     Spi::connect(|client| {

@@ -20,8 +20,7 @@ fn watch(
     metadata: Option<&str>,
 ) {
     refuse_if_read_only(c"ingest.watch()");
-    let definition = Definition::named(pipeline.unwrap_or_default());
-    definition.require_ownership();
+    let definition = Definition::to_change(pipeline.unwrap_or_default());
     let source = source
         .ok_or_else(|| UserError::invalid("source is the table to watch; it is null"))
         .or_raise();
@@ -199,8 +198,7 @@ fn drop_with_extension(watch: i32) {
 #[pg_extern(sql = false)]
 fn unwatch(source: Option<pg_sys::Oid>, pipeline: Option<&str>) {
     refuse_if_read_only(c"ingest.unwatch()");
-    let definition = Definition::named(pipeline.unwrap_or_default());
-    definition.require_ownership();
+    let definition = Definition::to_change(pipeline.unwrap_or_default());
     let _acting = ActingAs::extension_owner();
     let removed: Option<bool> = Spi::get_one_with_args(
         "SELECT ingest.remove_watch($1, $2)",

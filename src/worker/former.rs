@@ -8,6 +8,7 @@ use engine::{Engine, FormerChunk};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 
+use crate::api::targets::keep_name;
 use crate::errors::OrRaise;
 use crate::impatience::Impatience;
 use crate::owner::ActingAs;
@@ -38,7 +39,7 @@ pub fn chunks_of_a_batch(pipeline: &Active) -> usize {
 /// The chunks that the documents with these keys have, by key. None where the target cannot be read just now, or where what
 /// is in it was not made as the pipeline is defined now: all is then embedded again. Not inside a transaction.
 pub fn read(pipeline: &Active, keys: &[&str]) -> HashMap<String, Vec<FormerChunk>> {
-    let target = "SELECT ingest.former_target($1)::text";
+    let target = "SELECT ingest.former_target($1)::oid";
     read_from(target, &[pipeline.id.into()], pipeline, keys)
 }
 
@@ -53,7 +54,7 @@ pub fn look_up(engine: &Engine, pipelines: &Pipelines) -> bool {
         && let Ok(spec) = &pipeline.spec
     {
         // Not former_target(): what a rebuild has written is in its own table.
-        let target = "SELECT target::text FROM ingest.pipeline WHERE pipeline_id = $1 AND generation = $2 AND reuses";
+        let target = "SELECT target::oid FROM ingest.pipeline WHERE pipeline_id = $1 AND generation = $2 AND reuses";
         wanted.answer(spec, |keys| {
             let definition = [pipeline.id.into(), spec.generation.into()];
             let found = read_from(target, &definition, pipeline, keys);
@@ -63,7 +64,7 @@ pub fn look_up(engine: &Engine, pipelines: &Pipelines) -> bool {
     true
 }
 
-/// Reads from the table that `target`, a query, names.
+/// Reads from the table whose number `target`, a query, returns.
 fn read_from(
     target: &str,
     arguments: &[DatumWithOid],
@@ -78,9 +79,10 @@ fn read_from(
             let mut found: HashMap<String, Vec<FormerChunk>> = HashMap::new();
             let rows = run(client, target, arguments)?;
             let target = match rows.into_iter().next() {
-                Some(row) => row[1].value::<String>()?,
+                Some(row) => row[1].value::<pg_sys::Oid>()?,
                 None => None,
             };
+            let target = target.and_then(|target| keep_name(target, pg_sys::AccessShareLock));
             let Some(target) = target else {
                 return Ok(found);
             };

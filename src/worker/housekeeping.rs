@@ -4,7 +4,7 @@ use limiter::Tallied;
 use pgrx::prelude::*;
 
 use crate::api::targets::{NEAREST_INDEXES, create_indexes};
-use crate::errors::OrRaise;
+use crate::errors::{OrRaise, UserError};
 use crate::layout::Layout;
 use crate::locks::Lock;
 use crate::owner::ActingAs;
@@ -113,9 +113,9 @@ pub struct WantingIndex {
     language: String,
 }
 
-/// The first pipeline not in `except` with a deferred index, nothing queued, at least `min_chunks` chunks and no index by which
-/// a search finds what is nearest. Inside a transaction.
-pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> {
+/// The first pipeline, or this one, not in `except`, with a deferred index, nothing queued, at least `min_chunks` chunks and no
+/// index by which a search finds what is nearest. Inside a transaction.
+pub fn wanting_index(min_chunks: i64, except: &[i32], only: Option<i32>) -> Option<WantingIndex> {
     // A dump that is being restored brings its own.
     if !Lock::Restore.try_shared() {
         return None;
@@ -127,11 +127,12 @@ pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> 
             "SELECT p.pipeline_id, p.name, p.owner::oid, p.target::oid, p.layout, p.language
              FROM ingest.pipeline p JOIN ingest.totals t USING (pipeline_id) JOIN pg_class c ON c.oid = p.target
              WHERE p.index = 'deferred' AND t.queued = 0 AND t.chunks >= $1 AND c.relkind IN ('r', 'p') AND p.pipeline_id <> ALL ($2)
+               AND p.pipeline_id = coalesce($3, p.pipeline_id)
                AND NOT EXISTS (SELECT {NEAREST_INDEXES} AND i.indrelid = p.target
                                AND a.attname = CASE p.layout WHEN 'vecs' THEN 'vec' ELSE 'embedding' END)
              LIMIT 1"
             ),
-            &[min_chunks.into(), except.into()],
+            &[min_chunks.into(), except.to_vec().into(), only.into()],
         )?
         .first();
         if row.is_empty() {
@@ -149,8 +150,18 @@ pub fn wanting_index(min_chunks: i64, except: Vec<i32>) -> Option<WantingIndex> 
     .or_raise()
 }
 
-/// Builds it as the pipeline's owner. Inside a transaction.
-pub fn build_index(pipeline: &WantingIndex) {
-    let _acting = ActingAs::new(pipeline.owner);
-    create_indexes(pipeline.target, pipeline.layout, &pipeline.language);
+/// Builds what is still wanted of a pipeline, as its owner. Raises `55P03` when somebody changes its definition just now; whoever
+/// wants to do so meanwhile cancels this. Inside a transaction.
+pub fn build_index(min_chunks: i64, pipeline: i32) {
+    if !Lock::Change(pipeline).try_alone() {
+        UserError::new(
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            "the pipeline is being changed",
+        )
+        .raise();
+    }
+    if let Some(wanting) = wanting_index(min_chunks, &[], Some(pipeline)) {
+        let _acting = ActingAs::new(wanting.owner);
+        create_indexes(wanting.target, wanting.layout, &wanting.language);
+    }
 }

@@ -453,9 +453,8 @@ impl Worker {
     /// Builds one deferred index whose time has come.
     fn build_index(&mut self) -> Result<bool, SqlError> {
         let failed = self.pipelines.with_failed_index();
-        let Some(pipeline) = transaction(|| {
-            housekeeping::wanting_index(settings::deferred_index_min_chunks(), failed)
-        })?
+        let least = settings::deferred_index_min_chunks();
+        let Some(pipeline) = transaction(|| housekeeping::wanting_index(least, &failed, None))?
         else {
             return Ok(false);
         };
@@ -464,7 +463,7 @@ impl Worker {
             .store(WorkerState::BuildingIndex as u8, Ordering::Relaxed);
         report_activity(c"building a deferred index");
         let started = Instant::now();
-        match transaction(|| housekeeping::build_index(&pipeline)) {
+        match transaction(|| housekeeping::build_index(least, pipeline.id)) {
             Ok(()) => log!(
                 "pg_ingest: built the HNSW index of pipeline {:?} in {:.1} s",
                 pipeline.name,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use crate::errors::OrRaise;
+use crate::errors::{OrRaise, UserError};
 use crate::impatience::Impatience;
 use crate::journal::Journal;
 use crate::locks::Lock;
@@ -317,6 +317,20 @@ fn read_rows(
                 document.content = read.content;
                 document.metadata = read.metadata;
             }
+        }
+    }
+    for (watch, source) in &known {
+        let Some(source) = source.as_ref().filter(|source| source.table.is_some()) else {
+            continue;
+        };
+        // What was read is locked by now; before, it may have been given another name or other columns.
+        let now = Source::find(client, *watch)?;
+        if now.is_none_or(|now| now.table != source.table || now.statements != source.statements) {
+            UserError::new(
+                PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+                "a watched table has just been changed",
+            )
+            .raise();
         }
     }
     candidates.truncate(done);

@@ -526,6 +526,9 @@ fn refuse_losses(successor: i32, tables: &Tables, (schema, name): (String, Strin
         .hint("Move them elsewhere, or give the rebuild up: SELECT ingest.cancel_rebuild(…). Then ingest.resume(…).")
         .raise();
     }
+    // Before its rights are read: while its readers are waited for, some may be granted or revoked.
+    let _acting = ActingAs::new(tables.owner);
+    Spi::run(&format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).or_raise();
 }
 
 /// Keys that a function in `sql/45-rebuild.sql` gives.

@@ -13,6 +13,7 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::api::documents::archiving;
+use crate::api::targets::keep_name;
 use crate::errors::{OrRaise, UserError};
 use crate::impatience::Impatience;
 use crate::layout::Which;
@@ -277,10 +278,7 @@ fn write_embedded(
     rows_at_once: usize,
     difference: &mut Difference,
 ) -> Result<(), pgrx::spi::Error> {
-    let target = match &pipeline.target {
-        Ok(target) => target,
-        Err(problem) => UserError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, problem).raise(),
-    };
+    let target = &target_now(client, pipeline)?;
     // Deferred constraints and triggers of the target fire with each statement, as its owner, not at the worker's commit.
     run(client, "SET CONSTRAINTS ALL IMMEDIATE", &[])?;
     let keys: Vec<String> = documents
@@ -343,6 +341,32 @@ fn write_embedded(
         )?;
     }
     Ok(())
+}
+
+/// The target, quoted for SQL, which keeps its name until the transaction ends; raises where there is none, and where the pipeline
+/// was given to another role since its definition was read.
+fn target_now(client: &mut SpiClient, pipeline: &Active) -> Result<String, pgrx::spi::Error> {
+    let dropped =
+        |problem: &str| UserError::new(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, problem).raise();
+    if let Err(problem) = &pipeline.target {
+        dropped(problem);
+    }
+    let rows = run(
+        client,
+        "SELECT target::oid AS target FROM ingest.pipeline WHERE pipeline_id = $1 AND owner::oid = $2",
+        &[pipeline.id.into(), pipeline.owner.into()],
+    )?;
+    let target = match rows.into_iter().next() {
+        Some(row) => row["target"].value::<pg_sys::Oid>()?,
+        None => UserError::new(
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            "the pipeline has just been changed",
+        )
+        .raise(),
+    };
+    Ok(target
+        .and_then(|target| keep_name(target, pg_sys::RowExclusiveLock))
+        .unwrap_or_else(|| dropped("the target table was dropped")))
 }
 
 /// Whether its definition still says that embedded documents are deleted: it may have been altered since it was read, and
