@@ -190,9 +190,7 @@ fn fill_remote(db: &Database, api: &FakeApi) {
     wait_until("requests are being answered", SOON, || {
         api.in_flight() == 2 && db.progress_of("docs").in_flight > 8
     });
-    wait_until("the day's total is written down", SOON, || {
-        db.one::<i64>("SELECT requests FROM ingest.limit_day") == api.arrived() as i64
-    });
+    remote::day_is_written_down(db, api);
 }
 
 #[test]

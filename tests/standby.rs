@@ -165,9 +165,7 @@ fn a_promoted_standby_goes_on_with_what_was_queued_and_with_the_day() {
         "WITH one AS (SELECT max(document_id) AS id FROM ingest.queue WHERE claimed_by IS NULL)
          UPDATE ingest.queue q SET attempts = 1, retry_at = clock_timestamp() + '1 s' FROM one WHERE q.document_id = one.id",
     );
-    wait_until("the day's total is written down", SOON, || {
-        db.one::<i64>("SELECT sum(requests)::bigint FROM ingest.limit_day") == api.arrived() as i64
-    });
+    remote::day_is_written_down(&db, &api);
     replayed(&db, &standby);
     let progress = standby.progress_of("docs");
     assert_eq!(progress.counts(), (63, 2, 60, 1));

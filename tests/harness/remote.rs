@@ -168,6 +168,15 @@ pub fn day_totals(db: &Database) -> (i64, i64) {
     (row.get(0), row.get(1))
 }
 
+/// Waits until what was sent today is in the database, too. A worker that waits for answers has no reason to write it now.
+pub fn day_is_written_down(db: &Database, api: &FakeApi) {
+    wait_until("the day's total is written down", SOON, || {
+        db.run("SELECT ingest.wake()");
+        db.one::<Option<i64>>("SELECT sum(requests)::bigint FROM ingest.limit_day")
+            == Some(api.arrived() as i64)
+    });
+}
+
 /// Ends a server at once, as a crash would, and waits until its requests are off.
 pub fn end_at_once(db: &Database, cluster: &Cluster, api: &FakeApi) {
     db.disconnect();
