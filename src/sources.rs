@@ -98,6 +98,13 @@ impl Source {
         }))
     }
 
+    /// Whether statements made now would be the same: between finding a table and reading it, it may have been given another name or
+    /// other columns. Once it has been read, it is locked, and stays as it is.
+    pub fn is_as_found(&self, client: &mut SpiClient) -> Result<bool, pgrx::spi::Error> {
+        let now = Self::find(client, self.watch)?;
+        Ok(now.is_some_and(|now| now.table == self.table && now.statements == self.statements))
+    }
+
     /// The statements; raises what stands in the way when there are none.
     pub fn statements(&self) -> &Statements {
         match (&self.statements, &self.table) {

@@ -148,12 +148,7 @@ fn a_target_is_known_by_more_than_its_name() {
     wait_until("it is asked for", SOON, || api.in_flight() == 1);
     owner.batch_execute(&format!("BEGIN; {swap}")).unwrap();
     api.release_answers();
-    wait_until("the worker waits for the table", SOON, || {
-        db.one::<bool>(
-            "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted
-                AND a.datname = current_database() AND a.backend_type LIKE 'pg_ingest%')",
-        )
-    });
+    db.until_worker_waits();
     owner.batch_execute("COMMIT").unwrap();
     db.settle();
     assert_eq!(chunks(&db, "public.docs_old"), ["c: New."]);
@@ -189,12 +184,7 @@ fn rows_are_read_from_the_watched_table_and_from_none_that_got_its_name() {
         .batch_execute("BEGIN; ALTER TABLE public.notes RENAME TO mine; ALTER TABLE public.others RENAME TO notes")
         .unwrap();
     db.run("SELECT ingest.resume('p')");
-    wait_until("the worker waits for the table", SOON, || {
-        db.one::<bool>(
-            "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted
-                AND a.datname = current_database() AND a.backend_type LIKE 'pg_ingest%')",
-        )
-    });
+    db.until_worker_waits();
     owner.batch_execute("COMMIT").unwrap();
     db.settle();
     assert_eq!(

@@ -32,7 +32,7 @@ fn a_poison_text_fails_alone_after_few_requests() {
     assert!(message.contains("'$.input' is invalid"), "{message}");
     // Two for each of the eight halvings, and those that 200 documents take anyway.
     println!("{} requests", api.arrived());
-    assert!(api.arrived() <= 16 + 12, "{} requests", api.arrived());
+    assert!(api.arrived() <= 16 + 4, "{} requests", api.arrived());
     // Mended, it is embedded.
     db.run("UPDATE ingest.documents SET content = 'A wholesome text.' WHERE key = 'd77'");
     all_embedded(&db, "p", 200);
@@ -227,7 +227,10 @@ fn a_pipeline_dropped_with_requests_in_flight_leaves_nothing() {
     wait_until("requests are in flight", SOON, || api.in_flight() == 3);
     let start = Instant::now();
     db.run("SELECT ingest.drop_pipeline('p', drop_target => true)");
-    assert!(start.elapsed() < SOON, "it waited for the network");
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "it waited for the network"
+    );
     // One of the same name is another one: the answers for the old one's documents are not its own.
     db.create_remote_pipeline("p", &api, "batch_size => 2, concurrency => 3");
     note_what_is_stored(&db, "ingest.p_chunks");
@@ -313,7 +316,7 @@ fn swiftly(what: &str, action: impl FnOnce()) {
     action();
     let took = start.elapsed();
     println!("{what}: {took:?}");
-    assert!(took < SOON, "{what} took {took:?}");
+    assert!(took < Duration::from_secs(5), "{what} took {took:?}");
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn no_search_fails_or_mixes_models_while_they_are_switched() {
             // Each switch has searches around it, however fast it was.
             let before = searched.load(Ordering::SeqCst);
             wait_until("others have searched", SOON, || {
-                searched.load(Ordering::SeqCst) >= before + 8
+                searched.load(Ordering::SeqCst) >= before + 9
                     || storm.iter().any(|s| s.is_finished())
             });
         }

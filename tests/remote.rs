@@ -112,7 +112,7 @@ fn a_lone_document_is_sent_at_once_and_alone() {
     latencies.sort();
     println!("commit to visible: median {:?}", latencies[4]);
     assert!(
-        latencies[4] < Duration::from_secs(3),
+        latencies[4] < Duration::from_secs(1),
         "the median is {:?}",
         latencies[4]
     );
@@ -441,7 +441,7 @@ fn a_query_can_be_given_up_while_the_provider_hangs() {
         let start = Instant::now();
         let error = db.expect_error("SELECT ingest.embed('a question', 'p')");
         assert_eq!(error.code, "57014", "{error:?}");
-        assert!(start.elapsed() < SOON);
+        assert!(start.elapsed() < Duration::from_secs(5));
         db.run("RESET statement_timeout");
         wait_until("the request is given up, too", SOON, || {
             api.in_flight() == 0

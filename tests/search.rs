@@ -357,9 +357,12 @@ fn the_first_query_is_answered_soon_and_the_next_at_once() {
         .collect();
     rest.sort();
     println!("first {first:?}, then {:?} at the median", rest[10]);
-    assert!(first < SOON, "the first query took {first:?}");
     assert!(
-        rest[10] < Duration::from_secs(3),
+        first < Duration::from_secs(5),
+        "the first query took {first:?}"
+    );
+    assert!(
+        rest[10] < Duration::from_millis(500),
         "the median query took {:?}",
         rest[10]
     );
@@ -442,7 +445,11 @@ fn a_query_can_be_cancelled_while_nobody_answers() {
         let start = Instant::now();
         let error = db.expect_error(&format!("SET statement_timeout = '200ms'; {sql}"));
         assert_eq!(error.code, "57014", "{error:?}");
-        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
         db.run("RESET statement_timeout");
     }
     let mut other = db.connect();

@@ -128,6 +128,15 @@ fn nobody_came_too_early(pipeline: &str, api: &FakeApi) {
         .iter()
         .filter(|r| r.verdict == Verdict::RateLimited)
     {
+        for other in &requests {
+            let after = other.arrived.saturating_duration_since(refusal.arrived);
+            assert!(
+                after < Duration::from_millis(400) || after > Duration::from_millis(900),
+                "{pipeline}: {after:?} after request {} was refused came {}",
+                refusal.number,
+                other.number
+            );
+        }
         let early = requests.iter().filter(|other| {
             let after = other.arrived.saturating_duration_since(refusal.arrived);
             other.number > refusal.number && after < Duration::from_millis(900)

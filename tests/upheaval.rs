@@ -38,7 +38,7 @@ fn swiftly(db: &Database, sql: &str) {
     let start = Instant::now();
     db.run(sql);
     let took = start.elapsed();
-    assert!(took < SOON, "{sql} took {took:?}");
+    assert!(took < Duration::from_secs(5), "{sql} took {took:?}");
 }
 
 /// Waits until a pipeline says that somebody must act.

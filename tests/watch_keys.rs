@@ -309,12 +309,7 @@ fn names_are_those_of_the_table_as_it_is_when_its_rows_are_read() {
         .batch_execute("BEGIN; ALTER TABLE public.pages RENAME label TO slug")
         .unwrap();
     db.run("UPDATE ingest.watch SET phase = 'scan', position = NULL, refresh = true; SELECT ingest.wake()");
-    wait_until("the worker waits for the table", SOON, || {
-        db.one::<bool>(
-            "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted
-                AND l.relation = 'public.pages'::regclass AND a.backend_type LIKE 'pg_ingest%')",
-        )
-    });
+    db.until_worker_waits();
     owner.batch_execute("COMMIT").unwrap();
     wait_until("the rows have been looked at", SOON, || {
         db.one::<bool>("SELECT bool_and(phase = 'done') FROM ingest.watch")

@@ -89,7 +89,7 @@ fn a_commit_wakes_the_worker_at_once() {
         latencies[7], latencies[14]
     );
     assert!(
-        latencies[7] < Duration::from_secs(3),
+        latencies[7] < Duration::from_secs(1),
         "the median is {:?}",
         latencies[7]
     );
@@ -195,7 +195,10 @@ fn a_restarted_server_goes_on() {
     cluster.stop_server("fast");
     let took = start.elapsed();
     println!("fast shutdown in {took:?}");
-    assert!(took < SOON, "a fast shutdown took {took:?}");
+    assert!(
+        took < Duration::from_secs(3),
+        "a fast shutdown with work in flight took {took:?}"
+    );
     cluster.configure(&[("pg_ingest.workers", "0")]);
     cluster.start_server();
     db.reconnect();
@@ -327,7 +330,7 @@ fn a_database_can_be_dropped_while_its_worker_works() {
         .batch_execute(&format!("DROP DATABASE {}", db.name()))
         .unwrap_or_else(|error| panic!("{}", ServerError::from(error).text()));
     println!("dropped in {:?}", start.elapsed());
-    assert!(start.elapsed() < SOON);
+    assert!(start.elapsed() < Duration::from_secs(5));
     // The others' workers were not disturbed.
     let other = Database::with_pipeline();
     other.run(&texts::insert_passages());

@@ -34,6 +34,7 @@ pub fn begin(definition: &Definition, wanted: &Wanted, change: Change) {
         obstacle.raise();
     }
     call("SELECT ingest.hold_pipeline($1)", definition.pipeline_id);
+    // That may have waited for whoever renames it.
     let table = definition.target_name();
     match &table {
         Some(table) if obstacle.is_none() && !is_empty(definition, table) => {

@@ -205,8 +205,7 @@ fn is_as_found(
     if standing.is_empty() {
         return Ok(false);
     }
-    let now = Source::find(client, one.watch)?;
-    Ok(now.is_some_and(|now| now.table == source.table && now.statements == source.statements))
+    source.is_as_found(client)
 }
 
 /// Looks for the rows of the next documents, and removes those that are gone, or that the pipeline's owner does not see;

@@ -150,9 +150,9 @@ pub fn wanting_index(min_chunks: i64, except: &[i32], only: Option<i32>) -> Opti
     .or_raise()
 }
 
-/// Builds what is still wanted of a pipeline, as its owner. Raises `55P03` when somebody changes its definition just now; whoever
+/// Builds what is still wanted of a pipeline, as its owner; whether anything was. Raises `55P03` when somebody changes its definition just now; whoever
 /// wants to do so meanwhile cancels this. Inside a transaction.
-pub fn build_index(min_chunks: i64, pipeline: i32) {
+pub fn build_index(min_chunks: i64, pipeline: i32) -> bool {
     if !Lock::Change(pipeline).try_alone() {
         UserError::new(
             PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
@@ -160,8 +160,10 @@ pub fn build_index(min_chunks: i64, pipeline: i32) {
         )
         .raise();
     }
-    if let Some(wanting) = wanting_index(min_chunks, &[], Some(pipeline)) {
-        let _acting = ActingAs::new(wanting.owner);
-        create_indexes(wanting.target, wanting.layout, &wanting.language);
-    }
+    let Some(wanting) = wanting_index(min_chunks, &[], Some(pipeline)) else {
+        return false;
+    };
+    let _acting = ActingAs::new(wanting.owner);
+    create_indexes(wanting.target, wanting.layout, &wanting.language);
+    true
 }

@@ -464,7 +464,8 @@ impl Worker {
         report_activity(c"building a deferred index");
         let started = Instant::now();
         match transaction(|| housekeeping::build_index(least, pipeline.id)) {
-            Ok(()) => log!(
+            Ok(false) => {}
+            Ok(true) => log!(
                 "pg_ingest: built the HNSW index of pipeline {:?} in {:.1} s",
                 pipeline.name,
                 started.elapsed().as_secs_f64()

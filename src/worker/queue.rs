@@ -319,13 +319,9 @@ fn read_rows(
             }
         }
     }
-    for (watch, source) in &known {
-        let Some(source) = source.as_ref().filter(|source| source.table.is_some()) else {
-            continue;
-        };
-        // What was read is locked by now; before, it may have been given another name or other columns.
-        let now = Source::find(client, *watch)?;
-        if now.is_none_or(|now| now.table != source.table || now.statements != source.statements) {
+    let read = known.values().flatten();
+    for source in read.filter(|source| source.table.is_some()) {
+        if !source.is_as_found(client)? {
             UserError::new(
                 PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
                 "a watched table has just been changed",

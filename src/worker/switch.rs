@@ -15,7 +15,7 @@ use pgrx::spi::quote_qualified_identifier;
 
 use crate::api::lent;
 use crate::api::rebuild::see_every_row;
-use crate::api::targets::{create_indexes, table_name};
+use crate::api::targets::{create_indexes, keep_name, table_name};
 use crate::errors::{OrRaise, UserError};
 use crate::layout::Layout;
 use crate::locks::Lock;
@@ -448,6 +448,8 @@ fn switch(successor: i32) -> Step {
         run(client, "SELECT ingest.carry_queue($1)", &[successor.into()]).map(drop)
     })
     .or_raise();
+    // Before its rights are read: while its readers are waited for, some may be granted or revoked.
+    keep_name(tables.old, pg_sys::AccessExclusiveLock);
     let lends = lent::lends(tables.old, tables.owner);
     for (renames, statement) in swap_statements(&tables) {
         // What a policy says is parsed, and may call a function, when it is made.
@@ -526,9 +528,6 @@ fn refuse_losses(successor: i32, tables: &Tables, (schema, name): (String, Strin
         .hint("Move them elsewhere, or give the rebuild up: SELECT ingest.cancel_rebuild(…). Then ingest.resume(…).")
         .raise();
     }
-    // Before its rights are read: while its readers are waited for, some may be granted or revoked.
-    let _acting = ActingAs::new(tables.owner);
-    Spi::run(&format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).or_raise();
 }
 
 /// Keys that a function in `sql/45-rebuild.sql` gives.

@@ -356,6 +356,17 @@ impl<'c> Database<'c> {
         self.progress_of(pipeline)
     }
 
+    /// Waits until this database's worker waits for a lock.
+    #[track_caller]
+    pub fn until_worker_waits(&self) {
+        wait_until("the worker waits for a lock", SOON, || {
+            self.one::<bool>(
+                "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted
+                    AND a.datname = current_database() AND a.backend_type LIKE 'pg_ingest%')",
+            )
+        });
+    }
+
     /// The rows of a query as JSON, for messages.
     #[track_caller]
     pub fn rows_as_text(&self, sql: &str) -> Vec<String> {

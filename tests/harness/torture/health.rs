@@ -109,10 +109,9 @@ fn judge(samples: &[Sample], end: &Sample, documents: i64) -> String {
         first.threads,
         end.threads,
     );
-    // Whoever else uses the machine has a say in it, too; in what takes a moment only, nothing else may be heard.
-    if documents >= 100_000 {
-        assert!(during.min(after) > before / 2.0, "{figures}");
-    }
+    // Whoever else uses the machine has a say in it, too, and all the more in what takes a moment only.
+    let noise = if documents < 100_000 { 5.0 } else { 2.0 };
+    assert!(during.min(after) > before / noise, "{figures}");
     assert!(
         end.indexes <= peak.max(held.indexes) * 5 / 4 + (1 << 20),
         "the indexes grow on\n{figures}"
